@@ -1,0 +1,37 @@
+"""Sphinx configuration. Pages under docs/generated are written from the code at every build."""
+
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS))
+
+import generate  # noqa: E402  (it stands beside this file, which Sphinx does not put on the path)
+
+import tapeout  # noqa: E402
+
+project = "Tapeout"
+author = "The Tapeout authors"
+copyright = "The Tapeout authors, Apache License 2.0"
+release = version = tapeout.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build", "generated/presets.md", "generated/accelerators.md"]
+myst_enable_extensions = ["deflist", "dollarmath"]
+myst_heading_anchors = 3
+autodoc_typehints = "description"
+
+html_theme = "furo"
+html_title = f"Tapeout {release}"
+
+generated = DOCS / "generated"
+generated.mkdir(exist_ok=True)
+generate.write_presets(generated / "presets.md")
+generate.write_accelerators(DOCS / "data" / "accelerators.csv", generated / "accelerators.md")
+if (Path(tapeout.__file__).parent / "isa" / "reference.py").exists():
+    from tapeout.isa import reference
+
+    reference.write(generated / "isa")
+else:
+    (generated / "isa").mkdir(exist_ok=True)
+    (generated / "isa" / "index.md").write_text("# Instruction set\n\nSee `tapeout.isa`.\n")

@@ -1,0 +1,5 @@
+"""`python -m tapeout` is the `tapeout` command."""
+
+from tapeout.cli.main import main
+
+main()

@@ -1,0 +1,368 @@
+"""The chip description: frozen dataclasses with units in the field names.
+
+A `Chip` holds every hardware number once; the ISA's limits, the simulator's timing, the RTL's
+parameters and the cost models all derive from it. Each class checks its own values when it is made
+and raises `ChipError` with the rule, the value and the way out.
+"""
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+
+class ChipError(ValueError):
+    """A chip that cannot be built: the message names the rule, the value and the way out."""
+
+
+def _require(condition: bool, rule: str) -> None:
+    if not condition:
+        raise ChipError(rule)
+
+
+def _is_power_of_two(value: int) -> bool:
+    return value > 0 and value & (value - 1) == 0
+
+
+def _typed(key: str, value: Any, wanted: Any) -> Any:
+    """`value` if it is of the field's type; an integer may stand for a float, a bool may not."""
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+        kind = {int: "an integer", float: "a number", str: "a text"}.get(wanted, wanted.__name__)
+        raise ChipError(f"{key} must be {kind}, not {value!r}")
+    if isinstance(value, float):
+        _require(math.isfinite(value), f"{key} must be finite, not {value}")
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Checked:
+    """Checks types; every integer or float is positive unless its metadata says `zero_ok`."""
+
+    KEY: ClassVar[str] = ""  # the part's dotted name in a chip file
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            key = f"{self.KEY}.{f.name}".lstrip(".")
+            value = _typed(key, getattr(self, f.name), f.type)
+            object.__setattr__(self, f.name, value)
+            if not isinstance(value, (int, float)):
+                continue
+            low = 0 if f.metadata.get("zero_ok") else 1e-12
+            _require(
+                value >= low,
+                f"{key} must be {'zero or more' if low == 0 else 'positive'}, not {value}",
+            )
+        self.check()
+
+    def check(self) -> None:
+        """Rules over several fields; overridden where there are any."""
+
+
+def _zero_ok(default: int = 0) -> Any:
+    return field(default=default, metadata={"zero_ok": True})
+
+
+@dataclass(frozen=True, kw_only=True)
+class HbmTiming(_Checked):
+    """DRAM timing of one pseudo-channel, in nanoseconds (JEDEC names, without the leading t)."""
+
+    KEY: ClassVar[str] = "hbm.timing"
+
+    rcd_ns: float  # activate to read or write
+    rp_ns: float  # precharge to activate
+    ras_ns: float  # activate to precharge
+    cl_ns: float  # read command to first data
+    cwl_ns: float  # write command to first data
+    wr_ns: float  # last write data to precharge
+    rtp_ns: float  # read to precharge
+    ccd_s_ns: float  # column to column, other bank group
+    ccd_l_ns: float  # column to column, same bank group
+    rrd_s_ns: float  # activate to activate, other bank group
+    rrd_l_ns: float  # activate to activate, same bank group
+    faw_ns: float  # window of four activates
+    wtr_s_ns: float  # last write data to read, other bank group
+    wtr_l_ns: float  # last write data to read, same bank group
+    rtw_ns: float  # read command to write command
+    refi_ns: float  # mean interval at which every bank needs one refresh
+    rfc_pb_ns: float  # one per-bank refresh
+    rrefd_ns: float  # per-bank refresh to per-bank refresh, other bank
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hbm(_Checked):
+    """High-bandwidth memory: stacks of pseudo-channels, each with bank groups of banks of rows."""
+
+    KEY: ClassVar[str] = "hbm"
+
+    stacks: int
+    pseudo_channels_per_stack: int
+    pin_rate_gbps: float  # Gbit/s of one data pin
+    pins_per_pseudo_channel: int
+    burst_bytes: int  # what one column command moves: the smallest access
+    bank_groups: int
+    banks_per_group: int
+    row_bytes: int  # page of one bank in one pseudo-channel
+    capacity_gib_per_stack: float
+    interleave_bytes: int  # consecutive bytes kept in one pseudo-channel: one run
+    bank_group_interleave: int  # bank groups over which the bursts of one run alternate
+    controller_ns: float  # fixed controller and PHY time added to each read or write
+    timing: HbmTiming
+
+    def check(self) -> None:
+        for name in ("burst_bytes", "row_bytes", "interleave_bytes", "bank_groups",
+                     "banks_per_group", "bank_group_interleave"):  # fmt: skip
+            value = getattr(self, name)
+            _require(
+                _is_power_of_two(value),
+                f"hbm.{name} must be a power of two (addresses are cut by bits), not {value}",
+            )
+        _require(
+            self.interleave_bytes >= self.burst_bytes * self.bank_group_interleave,
+            f"hbm.interleave_bytes = {self.interleave_bytes} must hold a burst of "
+            f"{self.burst_bytes} bytes for each of the {self.bank_group_interleave} bank groups "
+            f"of a run",
+        )
+        _require(
+            self.bank_group_interleave <= self.bank_groups,
+            f"hbm.bank_group_interleave = {self.bank_group_interleave} cannot exceed "
+            f"hbm.bank_groups = {self.bank_groups}",
+        )
+
+    @property
+    def pseudo_channels(self) -> int:
+        return self.stacks * self.pseudo_channels_per_stack
+
+    @property
+    def peak_bytes_per_s(self) -> float:
+        """Pin rate times pins, over all stacks."""
+        return self.pseudo_channels * self.pins_per_pseudo_channel * self.pin_rate_gbps * 1e9 / 8
+
+    @property
+    def capacity_bytes(self) -> int:
+        return int(self.stacks * self.capacity_gib_per_stack * 2**30)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spm(_Checked):
+    """Scratchpad: stripes of interleaved single-ported banks of rows, `lanes` x 2 bytes a row.
+
+    Row address r lies in stripe r // rows_per_stripe, bank r % banks_per_stripe of that stripe.
+    """
+
+    KEY: ClassVar[str] = "spm"
+
+    stripes: int
+    banks_per_stripe: int
+    rows_per_bank: int
+
+    def check(self) -> None:
+        _require(
+            _is_power_of_two(self.banks_per_stripe),
+            f"spm.banks_per_stripe must be a power of two, not {self.banks_per_stripe}",
+        )
+
+    @property
+    def rows_per_stripe(self) -> int:
+        return self.banks_per_stripe * self.rows_per_bank
+
+    @property
+    def rows(self) -> int:
+        return self.stripes * self.rows_per_stripe
+
+    @property
+    def banks(self) -> int:
+        return self.stripes * self.banks_per_stripe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vmem(_Checked):
+    """Small multi-ported vector memory: rows of `lanes` fp32."""
+
+    KEY: ClassVar[str] = "vmem"
+
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Acc(_Checked):
+    """Accumulators: stripes of rows of `lanes` fp32."""
+
+    KEY: ClassVar[str] = "acc"
+
+    stripes: int
+    rows_per_stripe: int
+
+    @property
+    def rows(self) -> int:
+        return self.stripes * self.rows_per_stripe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mxu(_Checked):
+    """Weight-stationary systolic array, rows (contraction) x cols (= lanes)."""
+
+    KEY: ClassVar[str] = "mxu"
+
+    rows: int
+    cols: int
+    adder_stages: int  # cycles an element's add chain takes per array row
+    column_group: int  # columns that share one skew stage
+    load_rows_per_cycle: int  # stationary rows taken in a cycle, straight
+    load_rows_per_cycle_transposed: int  # source rows taken in a cycle, transposed
+    accumulate_cycles: int  # read, add and write back of one acc row
+
+    @property
+    def latency_cycles(self) -> int:
+        """From a moving row's entry to its result at the accumulators."""
+        return self.adder_stages * self.rows + -(-self.cols // self.column_group)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vpu(_Checked):
+    """Vector unit: lanes x sublanes of fp32."""
+
+    KEY: ClassVar[str] = "vpu"
+
+    sublanes: int
+    pipeline_cycles: int  # operand read to result write, the same for every chain
+    reduce_cycles: int  # further cycles until a reduction is written
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dma(_Checked):
+    """DMA queues, alike."""
+
+    KEY: ClassVar[str] = "dma"
+
+    queues: int
+    credits: int  # runs a queue may have in flight
+    bytes_per_cycle: int  # width of a queue's data path
+    dequant_elements_per_cycle: int
+    request_cycles: int  # queue to memory controller
+    response_cycles: int  # memory controller to queue and on into the destination
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seq(_Checked):
+    """Sequencer of each queue."""
+
+    KEY: ClassVar[str] = "seq"
+
+    registers: int  # r0 reads as zero
+    loop_depth: int
+    fetch_line_instructions: int
+    fetch_lines: int
+
+    def check(self) -> None:
+        _require(
+            2 <= self.registers <= 32,
+            f"seq.registers must lie in 2..32 (5-bit register fields), not {self.registers}",
+        )
+        _require(
+            self.fetch_lines >= 2,
+            f"seq.fetch_lines must be 2 or more (one runs while one loads), not {self.fetch_lines}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens(_Checked):
+    """Token channels between queues."""
+
+    KEY: ClassVar[str] = "tokens"
+
+    channels_per_pair: int
+    capacity: int
+    latency_cycles: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Links(_Checked):
+    """Chip-to-chip links."""
+
+    KEY: ClassVar[str] = "links"
+
+    count: int = _zero_ok()
+    gb_per_s: float = _zero_ok()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chip(_Checked):
+    """One chip: cores that share HBM."""
+
+    name: str
+    description: str
+    process: str
+    clock_ghz: float
+    cores: int
+    lanes: int
+    hbm: Hbm
+    spm: Spm
+    vmem: Vmem
+    acc: Acc
+    mxu: Mxu
+    vpu: Vpu
+    dma: Dma
+    seq: Seq
+    tokens: Tokens
+    links: Links = Links()
+
+    def check(self) -> None:
+        _require(
+            _is_power_of_two(self.lanes) and 4 <= self.lanes <= 256,
+            f"lanes must be a power of two in 4..256 (reductions fold halves), not {self.lanes}",
+        )
+        _require(
+            self.mxu.cols == self.lanes,
+            f"mxu.cols = {self.mxu.cols} must equal lanes = {self.lanes}: "
+            f"a column's result is a lane of acc",
+        )
+        _require(
+            self.mxu.rows <= self.lanes,
+            f"mxu.rows = {self.mxu.rows} must not exceed lanes = {self.lanes}: a moving row "
+            f"feeds one lane to each array row; for a wider array set lanes and mxu.cols too",
+        )
+        _require(
+            self.mxu.load_rows_per_cycle <= self.spm.banks_per_stripe,
+            f"mxu.load_rows_per_cycle = {self.mxu.load_rows_per_cycle} must not exceed "
+            f"spm.banks_per_stripe = {self.spm.banks_per_stripe}: each row comes from its own bank",
+        )
+        _require(
+            self.mxu.load_rows_per_cycle_transposed <= self.spm.banks_per_stripe,
+            f"mxu.load_rows_per_cycle_transposed = {self.mxu.load_rows_per_cycle_transposed} "
+            f"must not exceed spm.banks_per_stripe = {self.spm.banks_per_stripe}",
+        )
+        channels = (self.queue_count - 1) * self.tokens.channels_per_pair
+        _require(
+            channels <= 24,
+            f"a queue would see {channels} token channels each way, but instruction headers have "
+            f"24 wait and 24 post bits: lower dma.queues or tokens.channels_per_pair",
+        )
+
+    @property
+    def queue_count(self) -> int:
+        """mxu, vpu and the DMA queues."""
+        return 2 + self.dma.queues
+
+    @property
+    def queue_names(self) -> tuple[str, ...]:
+        return ("mxu", "vpu", *(f"dma{i}" for i in range(self.dma.queues)))
+
+    @property
+    def spm_row_bytes(self) -> int:
+        return 2 * self.lanes
+
+    @property
+    def macs_per_cycle(self) -> int:
+        """Of one core."""
+        return self.mxu.rows * self.mxu.cols
+
+    @property
+    def peak_flops(self) -> float:
+        """Dense bf16, multiply and add counted apart, all cores."""
+        return 2.0 * self.macs_per_cycle * self.cores * self.clock_ghz * 1e9
+
+    @property
+    def hbm_bytes_per_cycle(self) -> float:
+        """At pin rate."""
+        return self.hbm.peak_bytes_per_s / (self.clock_ghz * 1e9)

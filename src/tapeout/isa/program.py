@@ -1,0 +1,126 @@
+"""A program: one instruction stream per queue, the HBM segments it addresses, and where each
+instruction came from. Saved as one zip file of JSON and raw bytes (no pickle)."""
+
+import io
+import json
+import zipfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from .fields import WORD_BYTES, EncodingError
+from .instruction import Instruction, decode
+
+FORMAT_VERSION = 1
+MAX_BASES = 16
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A range of HBM that the program reaches through base register `base`."""
+
+    name: str
+    base: int
+    bytes: int
+    writable: bool
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an instruction came from."""
+
+    kernel: str
+    layer: str = ""
+    file: str = ""
+    line: int = 0
+
+    def __str__(self) -> str:
+        where = f" ({Path(self.file).name}:{self.line})" if self.file else ""
+        return f"{self.layer + '/' if self.layer else ''}{self.kernel}{where}"
+
+
+@dataclass
+class Program:
+    """Streams by queue name; `sources[queue][pc]` indexes `source_table`.
+
+    Token channels: on queue q, bit j of a wait mask is channel j % C from the (j // C)-th other
+    queue in the order of `chip.queue_names`, C = tokens.channels_per_pair; post masks alike.
+    """
+
+    chip: str
+    streams: dict[str, list[Instruction]]
+    segments: list[Segment] = field(default_factory=list)
+    sources: dict[str, list[int]] = field(default_factory=dict)
+    source_table: list[Source] = field(default_factory=list)
+
+    def source(self, queue: str, pc: int) -> Source | None:
+        table = self.sources.get(queue)
+        return self.source_table[table[pc]] if table and pc < len(table) else None
+
+    def encode(self, queue: str) -> bytes:
+        """The stream's words, 64 bytes each."""
+        return b"".join(i.encode() for i in self.streams[queue])
+
+    @property
+    def instructions(self) -> int:
+        return sum(len(s) for s in self.streams.values())
+
+    def to_bytes(self) -> bytes:
+        """One zip archive."""
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            archive.writestr(
+                "program.json",
+                json.dumps(
+                    {
+                        "version": FORMAT_VERSION,
+                        "chip": self.chip,
+                        "segments": [asdict(s) for s in self.segments],
+                        "sources": self.sources,
+                        "source_table": [asdict(s) for s in self.source_table],
+                        "queues": list(self.streams),
+                    }
+                ),
+            )
+            for queue in self.streams:
+                archive.writestr(f"{queue}.bin", self.encode(queue))
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Program":
+        """Raises EncodingError when the data is not a program of this version."""
+        try:
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                meta = json.loads(archive.read("program.json"))
+                raw = {q: archive.read(f"{q}.bin") for q in meta["queues"]}
+        except (zipfile.BadZipFile, KeyError, json.JSONDecodeError) as error:
+            raise EncodingError(f"not a program file: {error}") from None
+        if meta.get("version") != FORMAT_VERSION:
+            raise EncodingError(
+                f"program of format version {meta.get('version')}, this build reads "
+                f"{FORMAT_VERSION}: compile it again"
+            )
+        return cls(
+            chip=meta["chip"],
+            streams={q: words_to_stream(words) for q, words in raw.items()},
+            segments=[Segment(**s) for s in meta["segments"]],
+            sources=meta["sources"],
+            source_table=[Source(**s) for s in meta["source_table"]],
+        )
+
+
+def words_to_stream(words: bytes) -> list[Instruction]:
+    """Instructions of consecutive 64-byte words."""
+    if len(words) % WORD_BYTES:
+        raise EncodingError(f"{len(words)} bytes are not a whole number of {WORD_BYTES}-byte words")
+    return [decode(words[at : at + WORD_BYTES]) for at in range(0, len(words), WORD_BYTES)]
+
+
+def channel_peer(queue: int, bit: int, channels_per_pair: int) -> tuple[int, int]:
+    """(peer queue, channel) of bit `bit` in a wait or post mask of queue number `queue`."""
+    peer, channel = divmod(bit, channels_per_pair)
+    return (peer if peer < queue else peer + 1), channel
+
+
+def channel_bit(queue: int, peer: int, channel: int, channels_per_pair: int) -> int:
+    """The bit of queue `queue`'s wait or post mask for `channel` from or to `peer`."""
+    return (peer if peer < queue else peer - 1) * channels_per_pair + channel

@@ -1,0 +1,452 @@
+"""Attention over a KV cache: one kernel for prefill chunks and for decode.
+
+Cache in HBM, bf16: K and V of a sequence are [kv_heads, context, head_dim]. Keys are taken in tiles of `lanes`.
+A launch works on S new tokens a sequence that stand at `position`; they must not cross a tile of the
+cache: position % lanes + S <= lanes. The tile they lie in (older rows from HBM, new rows from the
+vector unit) is attended first and sets the running statistics, then a hardware loop whose trip count
+is position // lanes goes over the older tiles, as flash attention does:
+
+    s = q K^T;  m' = max(m, rowmax(s) c);  p = exp2(s c - m');  a = exp2(m - m')
+    l = l a + rowsum(p);  o = o a + p V;  at the end  o / l          (c = scale * log2 e)
+
+Rows: with S = 1, row b * heads + h (a token of each sequence); with S > 1 and one sequence, row
+h * S + s. Heads are kept apart in spm: head h starts at lane 0 of its own tiles.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tapeout.isa import Kind, dma
+from tapeout.isa.mxu import Accumulate
+from tapeout.isa.vpu import Combine, Combine2, Function, Reduce
+from tapeout.lang import Builder, HbmTensor, Scalar, Tensor, ops
+
+LOG2E = 1.4426950408889634
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Of an attention layer: `tokens` S a sequence; `heads` queries share `kv_heads`."""
+
+    batch: int
+    tokens: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    context: int
+    scale: float
+
+    @property
+    def group(self) -> int:
+        return self.heads // self.kv_heads
+
+    @property
+    def rows(self) -> int:
+        """Moving rows of the projections: tokens of all sequences."""
+        return self.batch * self.tokens
+
+
+def check_shape(shape: Shape, lanes: int) -> None:
+    """Raises ValueError where the kernel cannot run a shape."""
+    d = shape.head_dim
+    if d & (d - 1):
+        raise ValueError(f"attention takes a head_dim that is a power of two, not {d}")
+    if shape.batch > 1 and shape.tokens > 1:
+        raise ValueError(
+            f"attention takes one sequence of many tokens or many sequences of one token, not "
+            f"batch {shape.batch} x tokens {shape.tokens}: prefill sequences one by one"
+        )
+    if shape.tokens > lanes:
+        raise ValueError(f"a chunk of {shape.tokens} tokens exceeds lanes = {lanes}")
+    if shape.context % lanes:
+        raise ValueError(f"context {shape.context} must be a multiple of lanes = {lanes}")
+
+
+class HeadLayout:
+    """Moves heads between the tiles of a projection [M, heads * d] and tiles of their own."""
+
+    def __init__(self, k: Builder, head_dim: int) -> None:
+        lanes = k.chip.lanes
+        self.k, self.d, self.lanes = k, head_dim, lanes
+        self.tiles = max(1, head_dim // lanes)  # tiles of a head of its own
+        self.per_tile = max(1, lanes // head_dim)  # heads in a projection tile
+        self.width = min(head_dim, lanes)
+
+    def groups(self, first: int, count: int):
+        """Heads [first, first+count) as (slot in tile, first head, number, step)."""
+        for slot in range(self.per_tile):
+            start = first + (slot - first) % self.per_tile
+            if start < first + count:
+                number = -(-(first + count - start) // self.per_tile)
+                yield slot, start, number
+
+    def place(self, head: int, tile: int) -> tuple[int, int]:
+        """(projection tile, lane xor) of tile `tile` of head `head`."""
+        if self.d >= self.lanes:
+            return head * self.tiles + tile, 0
+        return head // self.per_tile, (head % self.per_tile) * self.d
+
+
+def split_heads(
+    k: Builder,
+    x: Tensor,
+    dst: Tensor,
+    layout: HeadLayout,
+    first: int,
+    count: int,
+    *,
+    rows: Scalar | int,
+    head_stride: int,
+    rope: tuple[Tensor, Tensor] | None = None,
+) -> None:
+    """Heads [first, first+count) of projection x into `dst`, head i at `base + i * head_stride`.
+
+    With `rope` = (cos, signed sin), [M, head_dim] in vmem, rotates:
+    y = x * cos + x[lane ^ head_dim/2] * sin.
+    """
+    half = layout.d // 2
+    for slot, start, number in layout.groups(first, count):
+        for tile in range(layout.tiles):
+            at, xor = layout.place(start, tile)
+            step = layout.tiles if layout.per_tile == 1 else 1
+            src = _picked(x, at, step, number, layout)
+            out = _heads(dst, (start - first) * head_stride, tile, number,
+                         head_stride * layout.per_tile, layout)  # fmt: skip
+            lanes = (0, layout.width) if layout.width < layout.lanes else (0, 0)
+            common = {"rows": rows, "tiles": number, "lanes": lanes, "width": number * layout.lanes}
+            if rope is None:
+                ops.vector(k, src, dst=out, xor=xor, **common)
+                continue
+            cos, sin = (t.tile(tile).same_for_tiles() for t in rope)
+            part = k.tensor(Kind.ACC, x.rows, number * layout.lanes, avoid=(x,))
+            _rope(k, x, src, out, part, cos, sin, at, xor, step, number, half, layout, tile, common)
+            k.free(part)
+
+
+def _rope(k, x, src, out, part, cos, sin, at, xor, step, number, half, layout, tile, common) -> None:
+    """y = src * cos + partner * sin through a partial result in acc."""
+    if half >= layout.lanes:
+        shift = half // layout.lanes
+        partner = _picked(x, at + (shift if tile < shift else -shift), step, number, layout)
+        partner_xor = xor
+    else:
+        partner, partner_xor = src, xor ^ half
+    ops.vector(k, src, cos, dst=part, combine=Combine.MUL, xor=xor, **common)
+    ops.vector(k, partner, sin, part, dst=out, combine=Combine.FMA, xor=partner_xor, **common)
+
+
+def _picked(x: Tensor, at: int, step: int, number: int, layout: HeadLayout) -> Tensor:
+    """Projection tiles at, at + step, ... as tiles of one tensor."""
+    return replace(
+        x, base=x.base + at * x.tile_stride, tile_stride=x.tile_stride * step,
+        width=number * layout.lanes,
+    )  # fmt: skip
+
+
+def _heads(dst: Tensor, start: int, tile: int, number: int, stride: int, layout: HeadLayout) -> Tensor:
+    """Tile `tile` of heads `stride` rows apart, as tiles of one tensor."""
+    return replace(
+        dst, base=dst.base + start + tile * dst.tile_stride, tile_stride=stride,
+        width=number * layout.lanes,
+    )  # fmt: skip
+
+
+def merge_heads(
+    k: Builder, o: Tensor, dst: Tensor, layout: HeadLayout, shape: Shape, *,
+    rows: Scalar | int, head_stride: int, row_stride: int,
+) -> None:  # fmt: skip
+    """Heads in tiles of their own (acc) back into projection tiles [M, heads * d]."""
+    for slot, start, number in layout.groups(0, shape.heads):
+        for tile in range(layout.tiles):
+            at, xor = layout.place(start, tile)
+            step = layout.tiles if layout.per_tile == 1 else 1
+            src = replace(
+                o, base=o.base + start * head_stride + tile * o.tile_stride, row_stride=row_stride,
+                tile_stride=head_stride * layout.per_tile, width=number * layout.lanes,
+            )  # fmt: skip
+            out = _picked(dst, at, step, number, layout)
+            lanes = (slot * layout.d, (slot + 1) * layout.d) if layout.per_tile > 1 else (0, 0)
+            ops.vector(
+                k, src, dst=out, rows=rows, tiles=number, width=number * layout.lanes, xor=xor,
+                lanes=lanes,
+            )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cache:
+    """K or V of one layer in HBM, bf16: [kv_heads, context, head_dim] a sequence.
+
+    Sequences lie `sequence_bytes` apart.
+    """
+
+    hbm: HbmTensor
+    sequence_bytes: int
+
+    def offset(self, b: int) -> int:
+        return b * self.sequence_bytes
+
+
+class Attention:
+    """Attention of one layer for sequences [first, first + count) of the batch.
+
+    Use: `kv = Attention(...)`, write new keys and values through `kv.new_keys`, then `kv.run`.
+    """
+
+    def __init__(
+        self, k: Builder, shape: Shape, keys: Cache, values: Cache, position: Scalar,
+        tokens: Scalar | int, *, first: int = 0, count: int | None = None,
+    ) -> None:  # fmt: skip
+        check_shape(shape, k.chip.lanes)
+        self.k, self.shape, self.first = k, shape, first
+        self.count = shape.batch if count is None else count
+        self.tokens = tokens
+        lanes = k.chip.lanes
+        shift = int(math.log2(lanes))
+        self.within = position & (lanes - 1)
+        self.older = position >> shift
+        self.position = position
+        self.known = self.within + tokens
+        self.layout = HeadLayout(k, shape.head_dim)
+        self.cache = (keys, values)
+        self.row_bytes = shape.head_dim * 2
+        # the current tile: [kv head][sequence][lanes rows], a column tile after the other
+        rows = self.count * shape.kv_heads * lanes
+        self.current = tuple(
+            k.tensor(Kind.SPM_BF16, rows, shape.head_dim) for _ in range(2)
+        )
+        self._load_current()
+
+    def _head_bytes(self) -> int:
+        return self.shape.context * self.row_bytes
+
+    def _load_current(self) -> None:
+        """Older rows of the tile that the new tokens lie in."""
+        k, shape, lanes = self.k, self.shape, self.k.chip.lanes
+        start = self.older * (lanes * self.row_bytes)
+        with k.scope("attention"):
+            for cache, tile in zip(self.cache, self.current, strict=True):
+                for b in range(self.count):
+                    for g in range(shape.kv_heads):
+                        at = cache.offset(self.first + b) + g * self._head_bytes()
+                        ops.load(
+                            k, tile.rows_from(self._row(g, b), lanes), cache.hbm.at(start, at),
+                            rows=self.within, row_bytes=self.row_bytes,
+                        )  # fmt: skip
+
+    def _row(self, g: int, b: int) -> int:
+        return (g * self.count + b) * self.k.chip.lanes
+
+    @property
+    def head_stride(self) -> int:
+        """Rows from one kv head to the next in the current tile."""
+        return self.count * self.k.chip.lanes
+
+    def new_rows(self, which: int) -> Tensor:
+        """Where the vector unit writes new keys (0) or values (1): row of sequence b, token s."""
+        t = self.current[which]
+        stride = self.k.chip.lanes if self.shape.tokens == 1 else 1
+        return replace(
+            t, rows=self.count if self.shape.tokens == 1 else self.shape.tokens, row_stride=stride
+        ).at(self.within)
+
+    def store_new(self) -> None:
+        """New rows go to the cache in HBM."""
+        k, shape = self.k, self.shape
+        where = self.position * self.row_bytes
+        with k.scope("kv_store"):
+            for cache, tile in zip(self.cache, self.current, strict=True):
+                for b in range(self.count):
+                    for g in range(shape.kv_heads):
+                        at = cache.offset(self.first + b) + g * self._head_bytes()
+                        ops.store(
+                            k, tile.rows_from(self._row(g, b), shape.tokens).at(self.within),
+                            cache.hbm.at(where, at), rows=self.tokens, row_bytes=self.row_bytes,
+                        )  # fmt: skip
+
+    # --- the flash loop ---------------------------------------------------------------------------
+
+    def run(self, q: Tensor, dst: Tensor, *, rows: Scalar | int) -> None:
+        """dst [M, heads * d] (spm_bf16) = attention of q (heads apart: `split_heads`)."""
+        k, shape = self.k, self.shape
+        with k.scope("attention"):
+            self.decode = shape.tokens == 1
+            total = self.count * shape.heads if self.decode else shape.heads * shape.tokens
+            d = shape.head_dim
+            o = k.tensor(Kind.ACC, total, d)
+            if self.decode:
+                stats = [k.packed(total) for _ in range(5)]
+            else:
+                stats = [k.packed(shape.tokens, shape.heads) for _ in range(5)]
+            self.m, self.l, self.mt, self.lt, self.alpha = stats
+            p = k.tensor(Kind.SPM_BF16, total, k.chip.lanes, avoid=(q,))
+            self._first_tile(q, p, o)
+            self._older_tiles(q, p, o)
+            self._finish(o, dst, rows)
+            k.free(o, p, *self.current)
+            for t in stats:
+                k.free_packed(t)
+
+    def _stat(self, t: Tensor, *args, **kwargs) -> None:
+        """A map over packed statistics of all rows."""
+        width = t.width if self.decode else self.tokens
+        ops.vector(self.k, t, *args, width=width, **kwargs)
+
+    def _blocks(self):
+        """(rows tensor selector, stat selector, row count) of vector work with one mask limit."""
+        if self.decode:
+            yield 0, 0, self.count * self.shape.heads
+        else:
+            for h in range(self.shape.heads):
+                yield h * self.shape.tokens, h, self.tokens
+
+    def _scores(self, q: Tensor, s: Tensor, keys: Tensor, row_of, n: Scalar | int) -> None:
+        """s = q K^T for every sequence and kv head; keys at rows `row_of(g, b)`."""
+        k, shape, lay = self.k, self.shape, self.layout
+        for b in range(self.count):
+            for g in range(shape.kv_heads):
+                for tile in range(lay.tiles):
+                    kt = keys.rows_from(row_of(g, b), k.chip.lanes)
+                    ops.load_stationary(k, kt, tile, lay.width, n, transposed=True)
+                    mode = Accumulate.ADD if tile else Accumulate.WRITE
+                    self._stream_group(q, s, b, g, tile, mode)
+
+    def _stream_group(self, q, s, b, g, tile, mode) -> None:
+        k, shape = self.k, self.shape
+        base = q.base + tile * q.tile_stride
+        if self.decode:
+            # q rows: head * batch rows + sequence
+            first = g * shape.group
+            moving = replace(q, base=base + first * shape.batch + self.first + b, row_stride=shape.batch)
+            ops.stream(k, s.rows_from(b * shape.heads + first, shape.group), moving, rows=shape.group,
+                       accumulate=mode)  # fmt: skip
+            return
+        for h in range(g * shape.group, (g + 1) * shape.group):
+            moving = replace(q, base=base + h * shape.tokens)
+            ops.stream(k, s.rows_from(h * shape.tokens, shape.tokens), moving, rows=self.tokens,
+                       accumulate=mode)  # fmt: skip
+
+    def _weighted(self, p: Tensor, t: Tensor, values: Tensor, row_of, n: Scalar | int) -> None:
+        """t = p V for every sequence and kv head."""
+        k, shape, lay = self.k, self.shape, self.layout
+        for b in range(self.count):
+            for g in range(shape.kv_heads):
+                for tile in range(lay.tiles):
+                    vt = values.rows_from(row_of(g, b), k.chip.lanes)
+                    ops.load_stationary(k, vt, tile, n, lay.width)
+                    out = t.tile(tile)
+                    first = g * shape.group
+                    if self.decode:
+                        at = b * shape.heads + first
+                        ops.stream(k, out.rows_from(at, shape.group), p.rows_from(at, shape.group))
+                        continue
+                    for h in range(first, first + shape.group):
+                        at = h * shape.tokens
+                        ops.stream(k, out.rows_from(at, 1), p.rows_from(at, 1), rows=self.tokens)
+
+    @property
+    def factor(self) -> float:
+        return float(np.float32(self.shape.scale * LOG2E))
+
+    def _first_tile(self, q: Tensor, p: Tensor, o: Tensor) -> None:
+        """The tile with the new tokens: masked, sets m, l and o."""
+        k, c = self.k, self.factor
+        lanes = k.chip.lanes
+        s = k.tensor(Kind.ACC, p.rows, lanes)
+        self._scores(q, s, self.current[0], self._row, self.known)
+        step = 0 if self.decode else 1
+        below = (self.within, 1, step)
+        for at, h, n in self._blocks():
+            ops.vector(k, s.rows_from(at, 1), rows=n, below=below, reduce=Reduce.MAX,
+                       reduce_dst=self._packed_row(self.m, h))  # fmt: skip
+        self._stat(self.m, c, dst=self.m, combine=Combine.MUL)
+        for at, h, n in self._blocks():
+            ops.vector(
+                k, s.rows_from(at, 1), c, self._packed_row(self.m, h).scalars(),
+                dst=p.rows_from(at, 1), combine=Combine.FMS, function=Function.EXP2, rows=n,
+                below=below, reduce=Reduce.SUM, reduce_dst=self._packed_row(self.l, h),
+            )  # fmt: skip
+        k.free(s)
+        self._weighted(p, o, self.current[1], self._row, self.known)
+
+    def _packed_row(self, t: Tensor, h: int) -> Tensor:
+        return t if self.decode else t.rows_from(h, 1)
+
+    def _older_tiles(self, q: Tensor, p: Tensor, o: Tensor) -> None:
+        k, shape, lanes = self.k, self.shape, self.k.chip.lanes
+        c = self.factor
+        mxu, vpu = ops.MXU, ops.VPU
+        per_slot = 2 * self.count * shape.kv_heads * lanes
+        ring = k.ring(per_slot, shape.head_dim, 2)
+        s = k.tensor(Kind.ACC, p.rows, lanes, avoid=(o,))
+        t = k.tensor(Kind.ACC, p.rows, shape.head_dim, avoid=(o, s))
+        queues = (mxu, vpu, k.load_queue)
+        with k.loop(self.older, queues, ring=2, rings=(ring,)) as loop:
+            slot = loop.var(0, k.chip.spm.rows_per_stripe, wrap=2 * k.chip.spm.rows_per_stripe)
+            where = loop.var(0, lanes * self.row_bytes)
+            here = ring.at(slot)
+            half = self.count * shape.kv_heads * lanes
+            for part, cache in enumerate(self.cache):
+                for b in range(self.count):
+                    for g in range(shape.kv_heads):
+                        at = cache.offset(self.first + b) + g * self._head_bytes()
+                        ops.load(
+                            k, here.rows_from(part * half + self._row(g, b), lanes),
+                            cache.hbm.at(where, at), row_bytes=self.row_bytes,
+                        )  # fmt: skip
+            self._scores(q, s, here, self._row, lanes)
+            for at, h, n in self._blocks():
+                ops.vector(k, s.rows_from(at, 1), rows=n, reduce=Reduce.MAX,
+                           reduce_dst=self._packed_row(self.mt, h))  # fmt: skip
+            self._stat(self.mt, c, d=self.m, dst=self.mt, combine=Combine.MUL, combine2=Combine2.MAX)
+            self._stat(self.m, self.mt, dst=self.alpha, combine=Combine.SUB, function=Function.EXP2)
+            self._stat(self.mt, dst=self.m)
+            for at, h, n in self._blocks():
+                ops.vector(
+                    k, s.rows_from(at, 1), c, self._packed_row(self.mt, h).scalars(),
+                    dst=p.rows_from(at, 1), combine=Combine.FMS, function=Function.EXP2, rows=n,
+                    reduce=Reduce.SUM, reduce_dst=self._packed_row(self.lt, h),
+                )  # fmt: skip
+            self._stat(self.l, self.alpha, self.lt, dst=self.l, combine=Combine.FMA)
+            self._weighted(p, t, here.rows_from(half, half), self._row, lanes)
+            for at, h, n in self._blocks():
+                ops.vector(
+                    k, o.rows_from(at, 1), self._packed_row(self.alpha, h).scalars(),
+                    t.rows_from(at, 1), dst=o.rows_from(at, 1), combine=Combine.FMA, rows=n,
+                )  # fmt: skip
+        k.free(s, t)
+        k.free_ring(ring)
+
+    def _finish(self, o: Tensor, dst: Tensor, rows: Scalar | int) -> None:
+        k, shape = self.k, self.shape
+        self._stat(self.l, dst=self.l, function=Function.RECIP)
+        for at, h, n in self._blocks():
+            ops.vector(k, o.rows_from(at, 1), self._packed_row(self.l, h).scalars(),
+                       dst=o.rows_from(at, 1), combine=Combine.MUL, rows=n)  # fmt: skip
+        if self.decode:
+            into = dst.rows_from(self.first, self.count)
+            merge_heads(k, o, into, self.layout, shape, rows=self.count, head_stride=1,
+                        row_stride=shape.heads)  # fmt: skip
+        else:
+            merge_heads(k, o, dst, self.layout, shape, rows=rows, head_stride=shape.tokens,
+                        row_stride=1)  # fmt: skip
+
+
+def attention_reference(
+    q: np.ndarray, keys: np.ndarray, values: np.ndarray, scale: float, start: int
+) -> np.ndarray:
+    """float64 causal attention: q [heads, S, d] at positions start.., keys, values [kv_heads, T, d]."""
+    heads, tokens, _ = q.shape
+    group = heads // keys.shape[0]
+    out = np.empty(q.shape, np.float64)
+    for h in range(heads):
+        s = q[h].astype(np.float64) @ keys[h // group].astype(np.float64).T * scale
+        late = np.arange(s.shape[1])[None, :] > start + np.arange(tokens)[:, None]
+        s[late] = -np.inf
+        p = np.exp(s - s.max(-1, keepdims=True))
+        out[h] = p / p.sum(-1, keepdims=True) @ values[h // group].astype(np.float64)
+    return out
+
+
+KV_FORMAT = dma.HbmFormat.BF16

@@ -1,0 +1,308 @@
+"""Operations that kernels are written in: vector maps, matrix products, transfers.
+
+Each takes the `Builder` first, traces instructions, and declares what they touch.
+"""
+
+from tapeout.isa import Addr, Count, HbmAddr, Kind, dma, mxu, seq, vpu
+from tapeout.isa.mxu import Accumulate
+from tapeout.isa.seq import Alu
+from tapeout.isa.vpu import Combine, Combine2, Function, Mask, Reduce
+
+from .builder import Access, Builder
+from .scalar import LoopVar, Scalar
+from .tensor import HbmTensor, Tensor
+
+MXU, VPU = 0, 1
+Input = Tensor | float | None
+
+
+def _reads(port: str, *tensors: Input) -> list[Access]:
+    return [(r, False, port) for t in tensors if isinstance(t, Tensor) for r in t.resources]
+
+
+def _writes(port: str, *tensors: Tensor | None) -> list[Access]:
+    return [(r, True, port) for t in tensors if t is not None for r in t.resources]
+
+
+def vector(
+    k: Builder,
+    a: Tensor | float,
+    b: Input = None,
+    c: Input = None,
+    d: Input = None,
+    *,
+    dst: Tensor | None = None,
+    combine: Combine = Combine.A,
+    function: Function = Function.NONE,
+    combine2: Combine2 = Combine2.U,
+    rows: Scalar | int | None = None,
+    tiles: int | None = None,
+    width: Scalar | int | None = None,
+    roll: int = 0,
+    xor: int = 0,
+    lanes: tuple[int, int] = (0, 0),
+    below: tuple[Scalar | LoopVar | int, int, int] | None = None,
+    drop: Tensor | None = None,
+    reduce: Reduce = Reduce.NONE,
+    reduce_dst: Tensor | None = None,
+    reduce_accumulate: bool = False,
+) -> None:
+    """One `vpu.map` over the rows of `a` (of `dst`, if a is a constant).
+
+    Args:
+        rows, tiles, width: default to those of the leading tensor.
+        below: (value, imm, step): keeps lane index < value + imm + step * row.
+        drop: packed vmem row of int32 lane indices to mask out.
+    """
+    lead = a if isinstance(a, Tensor) else dst
+    assert isinstance(lead, Tensor)
+    rows = lead.rows if rows is None else rows
+    tiles = lead.tiles if tiles is None else tiles
+    width = lead.width if width is None else width
+    fields: dict = {}
+    if below is not None:
+        value, imm, step = below
+        reg = 0 if isinstance(value, int) else k.registers[VPU].number(value)
+        limit = imm + (value if isinstance(value, int) else 0)
+        fields |= {"mask": Mask.BELOW, "limit": limit, "limit_reg": reg, "limit_step": step}
+    if drop is not None:
+        fields |= {"mask": Mask.NOT_INDEX, "limit": drop.base}
+    if reduce_dst is not None:
+        fields |= {
+            "reduce": reduce,
+            "reduce_dst": k.addr(VPU, reduce_dst.base, reduce_dst.reg),
+            "reduce_accumulate": reduce_accumulate,
+        }
+    accesses = _reads("vpu", a, b, c, d, drop, reduce_dst if reduce_accumulate else None)
+    accesses += _writes("vpu", dst, reduce_dst)
+    _check_stripes(k, [a, b, c, d], dst)
+    k.emit(
+        VPU,
+        vpu.Map,
+        accesses,
+        tiles=tiles,
+        rows=k.count(VPU, rows),
+        width=Count(0) if width == tiles * k.chip.lanes else k.count(VPU, width),
+        a=k.operand(VPU, a),
+        b=k.operand(VPU, b),
+        c=k.operand(VPU, c),
+        d=k.operand(VPU, d),
+        dst=k.operand(VPU, dst),
+        roll=roll,
+        xor=xor,
+        lane_begin=lanes[0],
+        lane_end=lanes[1],
+        combine=combine,
+        function=function,
+        combine2=combine2,
+        **fields,
+    )
+
+
+def _check_stripes(k: Builder, sources: list[Input], dst: Tensor | None) -> None:
+    """A vpu instruction's spm operands lie in distinct stripes; acc has one read port a stripe."""
+    seen: set = set()
+    for t in sources:
+        if isinstance(t, Tensor) and t.memory in ("spm", "acc"):
+            if seen & t.resources:
+                raise ValueError(
+                    f"two operands share the stripe {sorted(seen & t.resources)[0]}: allocate one of "
+                    f"them with avoid=(the other,)"
+                )
+            seen |= t.resources
+    if dst is not None and dst.memory == "spm" and seen & dst.resources:
+        raise ValueError(
+            f"the result shares the stripe {sorted(seen & dst.resources)[0]} with an operand: "
+            f"allocate it with avoid=(the operand,)"
+        )
+
+
+def load_stationary(
+    k: Builder,
+    src: Tensor,
+    tile: int,
+    kdim: Scalar | int,
+    n: Scalar | int,
+    *,
+    transposed: bool = False,
+) -> None:
+    """Column tile `tile` of an spm tensor becomes the next stationary weights."""
+    k.emit(
+        MXU, mxu.Load, _reads("load", src),
+        src=k.addr(MXU, src.base + tile * src.tile_stride, src.reg), stride=src.row_stride,
+        k=k.count(MXU, kdim), n=k.count(MXU, n), transposed=transposed,
+    )  # fmt: skip
+
+
+def stream(
+    k: Builder,
+    dst: Tensor,
+    moving: Tensor,
+    *,
+    rows: Scalar | int | None = None,
+    accumulate: Accumulate = Accumulate.WRITE,
+) -> None:
+    """Streams the rows of tile 0 of `moving` through the array into tile 0 of `dst`."""
+    port = "mxu" if accumulate == Accumulate.WRITE else "accumulate"
+    accesses = _reads("stream", moving) + _writes("mxu", dst)
+    if port == "accumulate":
+        accesses += [(r, False, port) for r in dst.resources]
+    k.emit(
+        MXU, mxu.Matmul, accesses,
+        src=k.addr(MXU, moving.base, moving.reg), stride=moving.row_stride,
+        rows=k.count(MXU, moving.rows if rows is None else rows),
+        dst=k.addr(MXU, dst.base, dst.reg), accumulate=accumulate,
+    )  # fmt: skip
+
+
+def matmul(
+    k: Builder,
+    dst: Tensor,
+    moving: Tensor,
+    weights: Tensor,
+    *,
+    rows: Scalar | int | None = None,
+    accumulate: bool = False,
+) -> None:
+    """dst[m, n] (+)= sum_k moving[m, k] weights[k, n], all column tiles of dst, all k.
+
+    Args:
+        dst: acc tensor [M, N].
+        moving: spm bf16 tensor [M, K].
+        weights: spm bf16 tensor of K rows and width N: column tile n is K rows from
+            `base + n * tile_stride`, row_stride 1.
+    """
+    lanes = k.chip.lanes
+    full, rest = divmod(dst.width, lanes)
+    count = k.count(MXU, moving.rows if rows is None else rows)
+    first = len(k.streams[MXU])
+    if full:
+        _columns(k, dst, moving, weights, 0, full, lanes, count, accumulate)
+    if rest:
+        _columns(k, dst, moving, weights, full, 1, rest, count, accumulate)
+    accesses = _reads("load", weights) + _reads("stream", moving) + _writes("mxu", dst)
+    if accumulate:
+        accesses += [(r, False, "accumulate") for r in dst.resources]
+    k.settle(MXU, first, accesses)
+
+
+def _columns(
+    k: Builder, dst: Tensor, moving: Tensor, weights: Tensor,
+    column: int, columns: int, width: int, count: Count, accumulate: bool,
+) -> None:  # fmt: skip
+    """`columns` column tiles from `column` on, as hardware loops over columns and k tiles."""
+    kdim, array_rows = weights.rows, k.chip.mxu.rows
+    full, rest = divmod(kdim, array_rows)
+    registers = k.registers[MXU]
+    rw, rx, ra = registers.take(), registers.take(), registers.take()
+    w0 = weights.base + column * weights.tile_stride
+    a0 = dst.base + column * dst.tile_stride
+
+    def advance(register: int, step: int) -> None:
+        k.append(MXU, seq.AluOp, op=Alu.ADD, dst=register, a=register, imm=step)
+
+    def pair(src: int, rows: int, moving_at: Addr, mode: Accumulate) -> None:
+        k.append(
+            MXU, mxu.Load, src=Addr(src, rw), stride=weights.row_stride, k=Count(rows), n=Count(width)
+        )
+        k.append(
+            MXU, mxu.Matmul, src=moving_at, stride=moving.row_stride, rows=count,
+            dst=Addr(a0, ra), accumulate=mode,
+        )  # fmt: skip
+
+    k.append(MXU, seq.Set, dst=ra, value=0)
+    k.append(MXU, seq.Set, dst=rw, value=0)
+    length = (0 if full == 0 else 6) + (2 if rest else 0) + 2
+    k.append(MXU, seq.Loop, count=Count(columns), length=length)
+    begin = len(k.streams[MXU])
+    if full:
+        k.append(MXU, seq.Set, dst=rx, value=0)
+        k.append(MXU, seq.Loop, count=Count(full), length=4)
+        mode = Accumulate.ADD if accumulate else Accumulate.ADD_NOT_FIRST
+        pair(w0, array_rows, Addr(moving.base, rx), mode)
+        advance(rw, array_rows * weights.row_stride)
+        advance(rx, moving.tile_stride)
+    if rest:
+        mode = Accumulate.ADD if accumulate or full else Accumulate.WRITE
+        pair(w0, rest, Addr(moving.base + full * moving.tile_stride), mode)
+    advance(rw, weights.tile_stride - full * array_rows * weights.row_stride)
+    advance(ra, dst.tile_stride)
+    assert len(k.streams[MXU]) - begin == length
+    for register in (rw, rx, ra):
+        registers.give(register)
+
+
+def load(
+    k: Builder,
+    dst: Tensor,
+    src: HbmTensor,
+    *,
+    queue: int | None = None,
+    format: dma.HbmFormat = dma.HbmFormat.BF16,
+    row_bytes: int | None = None,
+    tile_bytes: int | None = None,
+    rows: Scalar | int | None = None,
+    lane: int = 0,
+    width: int | None = None,
+    index: Tensor | None = None,
+) -> None:
+    """Loads tensor `dst` [rows, width] from HBM rows `row_bytes` apart.
+
+    Whole tiles go in one transfer and a last narrower tile in another; `tile_bytes` is the distance in
+    HBM between column tiles (default: side by side in a row).
+    """
+    _transfer(k, dma.Load, dst, src, queue if queue is not None else k.load_queue, format,
+              row_bytes, tile_bytes, rows, lane, width, index)  # fmt: skip
+
+
+def store(
+    k: Builder,
+    src: Tensor,
+    dst: HbmTensor,
+    *,
+    queue: int | None = None,
+    format: dma.HbmFormat = dma.HbmFormat.BF16,
+    row_bytes: int | None = None,
+    tile_bytes: int | None = None,
+    rows: Scalar | int | None = None,
+    lane: int = 0,
+    width: int | None = None,
+    index: Tensor | None = None,
+) -> None:
+    """Stores tensor `src` to HBM; arguments as for `load`."""
+    _transfer(k, dma.Store, src, dst, queue if queue is not None else k.store_queue, format,
+              row_bytes, tile_bytes, rows, lane, width, index)  # fmt: skip
+
+
+def _transfer(
+    k: Builder, cls: type, chip_side: Tensor, hbm: HbmTensor, queue: int, fmt: dma.HbmFormat,
+    row_bytes: int | None, tile_bytes: int | None, rows: Scalar | int | None, lane: int,
+    width: int | None, index: Tensor | None,
+) -> None:  # fmt: skip
+    t, lanes = chip_side, k.chip.lanes
+    width = t.width if width is None else width
+    bits = fmt.format.bits
+    row_bytes = width * bits // 8 if row_bytes is None else row_bytes
+    tile_bytes = lanes * bits // 8 if tile_bytes is None else tile_bytes
+    rows = t.rows if rows is None else rows
+    writing = cls is dma.Load
+    port = "dma"
+    accesses = _reads(port, index, None if writing else t) + (_writes(port, t) if writing else [])
+    if hbm.resource is not None:
+        accesses.append((("hbm", hbm.resource), not writing, port))
+    whole, rest = divmod(width, lanes)
+    for first, tiles, span in ((0, whole, lanes), (whole, 1, rest)):
+        if tiles == 0 or span == 0:
+            continue
+        k.emit(
+            queue, cls, accesses,
+            hbm=HbmAddr(hbm.base, hbm.offset + first * tile_bytes, k.registers[queue].number(hbm.reg)),
+            format=fmt,
+            memory=dma.Memory.VMEM if t.kind == Kind.VMEM else dma.Memory.SPM,
+            row=k.addr(queue, t.base + first * t.tile_stride, t.reg),
+            lane=lane, lanes=span, rows=k.count(queue, rows), row_bytes=row_bytes,
+            row_stride=t.row_stride, outer=Count(tiles), outer_bytes=tile_bytes,
+            outer_rows=t.tile_stride,
+            indexed=index is not None,
+            index_rows=k.addr(queue, index.base, index.reg) if index is not None else Addr(),
+        )  # fmt: skip

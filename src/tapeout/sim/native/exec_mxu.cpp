@@ -1,0 +1,116 @@
+// Matrix unit: stationary tiles, passes, one-hot unloads.
+#include "machine.hpp"
+
+namespace tapeout::sim {
+
+using isa::Fault;
+
+void Machine::exec_load(const isa::MxuLoadNow& i) {
+  if (i.k < 1 || i.k > chip_.mxu.rows || i.n < 1 || i.n > chip_.mxu.cols || i.stride < 1)
+    stop(Fault::ILLEGAL_OPERAND,
+         "mxu.load takes 1 <= k <= " + std::to_string(chip_.mxu.rows) + ", 1 <= n <= " +
+             std::to_string(chip_.mxu.cols) + " and stride >= 1, not k = " + std::to_string(i.k) +
+             ", n = " + std::to_string(i.n) + ", stride = " + std::to_string(i.stride));
+  const int64_t count = i.transposed ? i.n : i.k, lanes = i.transposed ? i.k : i.n;
+  require_rows(Space::spm, i.src, i.src + (count - 1) * i.stride);
+  if (checks_)
+    checker_.read(Space::spm, {i.src, count, i.stride}, LaneMask::range(0, lanes), Port::load);
+  traffic_.spm_read += uint64_t(count * lanes) * 2;
+  Tile& tile = tiles_[active_ ^ 1];
+  tile.loaded = true;
+  tile.k = i.k;
+  tile.n = i.n;
+  if (!functional_) return;
+  const uint16_t* rows[math::kMaxTile];
+  for (int64_t r = 0; r < count; ++r) {
+    const int64_t row = i.src + r * i.stride;
+    rows[r] = spm_.row(row);
+    if (spm_.is_view(row)) continue;
+    // spm may change between the load and the passes; views never do.
+    tile.copy.resize(size_t(math::kMaxTile * math::kMaxTile));
+    uint16_t* mine = tile.copy.data() + r * lanes_;
+    std::memcpy(mine, rows[r], size_t(lanes) * 2);
+    rows[r] = mine;
+  }
+  tile.weights.set(rows, int(i.k), int(i.n), i.transposed != 0);
+}
+
+void Machine::swap_tiles() {
+  if (!tiles_[active_ ^ 1].loaded) return;
+  tiles_[active_].loaded = false;
+  active_ ^= 1;
+  tiles_[active_].loaded = false;  // as a shadow; k > 0 tells that there are weights
+}
+
+void Machine::exec_matmul(const isa::MxuMatmulNow& i, bool first_iteration) {
+  swap_tiles();
+  Tile& tile = tiles_[active_];
+  constexpr int64_t kCountMax = 65535;
+  if (i.rows < 1 || i.rows > kCountMax || tile.k == 0)
+    stop(Fault::ILLEGAL_OPERAND, "mxu.matmul takes 1 <= rows <= " + std::to_string(kCountMax) +
+                                     " after an mxu.load, not rows = " + std::to_string(i.rows) +
+                                     (tile.k != 0 ? "" : " with no weights loaded"));
+  const int64_t inner = i.inner != 0 ? std::min(i.inner, i.rows) : i.rows;
+  const int64_t outer = (i.rows + inner - 1) / inner;
+  const int64_t full = i.inner != 0 ? i.rows / i.inner : 0;
+  const int64_t last_count = i.rows - (outer - 1) * inner;
+  // Strides are not negative: the extremes are first and last rows of full and last steps.
+  int64_t high = i.src + (outer - 1) * i.outer_stride + (last_count - 1) * i.stride;
+  if (full > 0)
+    high = std::max(high, i.src + (full - 1) * i.outer_stride + (inner - 1) * i.stride);
+  require_rows(Space::spm, i.src, high);
+  require_rows(Space::acc, i.dst, i.dst + i.rows - 1);
+  const auto how = isa::Accumulate(i.accumulate);
+  const bool add = how == isa::Accumulate::ADD ||
+                   (how == isa::Accumulate::ADD_NOT_FIRST && !first_iteration);
+  if (checks_) {
+    const LaneMask k = LaneMask::range(0, tile.k), n = LaneMask::range(0, tile.n);
+    for (int64_t o = 0; o < outer; ++o)
+      checker_.read(Space::spm,
+                    {i.src + o * i.outer_stride, o + 1 < outer ? inner : last_count, i.stride}, k,
+                    Port::stream);
+    if (add)
+      checker_.accumulate(Space::acc, {i.dst, i.rows, 1}, n);
+    else
+      checker_.write(Space::acc, {i.dst, i.rows, 1}, n);
+  }
+  traffic_.macs += uint64_t(tile.k * tile.n * i.rows);
+  traffic_.spm_read += uint64_t(i.rows * tile.k) * 2;
+  traffic_.acc_write += uint64_t(i.rows * tile.n) * 4;
+  if (add) traffic_.acc_read += uint64_t(i.rows * tile.n) * 4;
+  if (!functional_) return;
+  float* acc = acc_.data() + i.dst * lanes_;
+  moving_.resize(size_t(i.rows));
+  for (int64_t m = 0, row = i.src, o = 0, left = inner; m < i.rows; ++m) {
+    moving_[size_t(m)] = spm_.row(row);
+    row += i.stride;
+    if (--left == 0) {
+      left = inner;
+      row = i.src + ++o * i.outer_stride;
+    }
+  }
+  math::matmul(tile.weights, moving_.data(), int(i.rows), acc, size_t(lanes_), add);
+}
+
+void Machine::exec_unload(const isa::MxuUnloadNow& i) {
+  swap_tiles();
+  Tile& tile = tiles_[active_];
+  if (tile.k == 0)
+    stop(Fault::ILLEGAL_OPERAND,
+         "mxu.unload needs an mxu.load before it: no weights loaded");
+  require_rows(Space::acc, i.dst, i.dst + tile.k - 1);
+  if (checks_)
+    checker_.write(Space::acc, {i.dst, tile.k, 1}, LaneMask::range(0, tile.n));
+  traffic_.acc_write += uint64_t(tile.k * tile.n) * 4;
+  if (!functional_) return;
+  const uint16_t* const* rows = tile.weights.rows();
+  for (int64_t k = 0; k < tile.k; ++k)
+    for (int64_t n = 0; n < tile.n; ++n) {
+      uint32_t bits = uint32_t(tile.weights.is_transposed() ? rows[n][k] : rows[k][n]) << 16;
+      if ((bits & 0x7F800000u) == 0) bits &= 0x80000000u;
+      if ((bits & 0x7FFFFFFFu) > 0x7F800000u) bits = 0x7FC00000u;
+      std::memcpy(acc_.data() + (i.dst + k) * lanes_ + n, &bits, 4);
+    }
+}
+
+}  // namespace tapeout::sim

@@ -1,0 +1,280 @@
+// Timing of high-bandwidth memory by runs, linked by the simulator and by the RTL test bench.
+//
+// A run is at most `interleave_bytes` within one pseudo-channel. `Hbm::access` takes runs in
+// nondecreasing order of arrival and answers at once with the core cycle of completion: it reserves
+// the banks, the activate window and the data bus of the run's pseudo-channel (busy-until times and
+// a few remembered gaps of the bus), never walking bursts or cycles. Time is an integer number of
+// ticks of 2^-20 core cycle, so results are exact and the same on every host. docs/hbm.md describes
+// the model, its address mapping and its sources.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace tapeout {
+
+// Fields of `tapeout.chip.HbmTiming`, same names and units.
+struct HbmTimingParams {
+  double rcd_ns, rp_ns, ras_ns, cl_ns, cwl_ns, wr_ns, rtp_ns, ccd_s_ns, ccd_l_ns, rrd_s_ns, rrd_l_ns,
+      faw_ns, wtr_s_ns, wtr_l_ns, rtw_ns, refi_ns, rfc_pb_ns, rrefd_ns;
+};
+
+// Fields of `tapeout.chip.Hbm`, same names and units, and the core clock.
+struct HbmParams {
+  uint32_t stacks, pseudo_channels_per_stack;
+  double pin_rate_gbps;
+  uint32_t pins_per_pseudo_channel, burst_bytes, bank_groups, banks_per_group, row_bytes;
+  double capacity_gib_per_stack;
+  uint32_t interleave_bytes, bank_group_interleave;
+  double controller_ns;
+  double clock_ghz;
+  HbmTimingParams timing;
+};
+
+class Hbm {
+ public:
+  // Of all runs since reset. A hit finds its row open, a conflict another one; the others find
+  // their banks closed. Writes count when they are drained from the write buffer.
+  struct Counters {
+    uint64_t reads, writes, read_bytes, write_bytes, bursts;
+    uint64_t row_hits, row_conflicts, activates, refreshes, turnarounds;
+  };
+  // Where an address lies. `set` names the `bank_group_interleave` banks a run uses together.
+  struct Location {
+    uint32_t pseudo_channel, set, row;
+  };
+
+  // Throws std::invalid_argument with the rule, the value and the way out.
+  explicit Hbm(const HbmParams& params);
+
+  void reset();
+
+  // Core cycle at which the last data of a read is at the controller's output, or at which a write
+  // is in the controller's write buffer (from where reads of any queue see it). Throws
+  // std::logic_error for an arrival earlier than the last one, an empty run, one that crosses
+  // `interleave_bytes` or one outside the memory.
+  uint64_t access(uint64_t arrival_cycle, uint64_t address, uint32_t bytes, bool write) {
+    const uint64_t last = address + bytes - 1;
+    if (arrival_cycle < last_arrival_ || ((address ^ last) >> run_shift_) != 0 || bytes == 0 ||
+        last >= capacity_bytes_) [[unlikely]]
+      reject(arrival_cycle, address, bytes);
+    last_arrival_ = arrival_cycle;
+    const uint64_t run = address >> run_shift_;
+    if (run >> channel_shift_ != stripe_) [[unlikely]]
+      enter_stripe(run >> channel_shift_);
+    const Location at = channels_power_of_two_
+                            ? Location{static_cast<uint32_t>((run ^ stripe_hash_) & channel_mask_),
+                                       stripe_set_, stripe_row_}
+                            : locate(address);
+    const uint32_t bursts =
+        static_cast<uint32_t>((last >> burst_shift_) - (address >> burst_shift_)) + 1;
+    const Tick t = (arrival_cycle << kTickBits) + kEpoch;
+    if (write) return buffer_write(at, bursts, bytes, t);
+    Channel& channel = channels_[at.pseudo_channel];
+    if (channel.pending_bursts != 0) [[unlikely]]
+      drain_idle(at.pseudo_channel, t);
+    channel.last_read = t;
+    ++counters_.reads;
+    counters_.read_bytes += bytes;
+    counters_.bursts += bursts;
+    return to_cycle(place<false>(at, bursts, t) + controller_);
+  }
+
+  Location locate(uint64_t address) const {
+    const uint64_t run = address >> run_shift_;
+    uint64_t upper, low;
+    if (channels_power_of_two_) {
+      upper = run >> channel_shift_;
+      low = (run ^ channel_hash(upper)) & channel_mask_;
+    } else {
+      upper = run / channel_count_;
+      low = (run + channel_hash(upper)) % channel_count_;
+    }
+    const uint64_t page = upper >> page_shift_;
+    const uint64_t row = page >> set_shift_;
+    return {static_cast<uint32_t>(low), static_cast<uint32_t>((page ^ set_hash(row)) & set_mask_),
+            static_cast<uint32_t>(row)};
+  }
+
+  // Runs accepted into write buffers and not yet drained stay uncounted in `writes`.
+  const Counters& counters() const { return counters_; }
+  uint64_t peak_bytes_per_kilocycle() const { return peak_bytes_per_kilocycle_; }
+  uint32_t interleave_bytes() const { return 1u << run_shift_; }
+  uint32_t pseudo_channels() const { return channel_count_; }
+
+ private:
+  using Tick = uint64_t;
+  static constexpr int kTickBits = 20;
+  static constexpr Tick kEpoch = Tick{1} << 40;  // cycle 0: an empty history lies far before it
+  static constexpr uint32_t kClosed = ~0u;
+  static constexpr int kGaps = 8;           // idle stretches of the bus remembered per channel
+  static constexpr uint32_t kPostpone = 8;  // refreshes a bank may owe before it must stop
+  static constexpr uint32_t kWriteEntries = 64;
+  static constexpr uint32_t kWriteBursts = 128;  // size of a channel's write buffer
+  static constexpr uint32_t kDrainBursts = 96;   // filled so far, the buffer is drained
+  static constexpr uint32_t kKeepBursts = 32;    // what a batch may leave for the next one
+
+  struct Span {
+    Tick start, end;
+  };
+  struct Bank {
+    uint32_t row = kClosed;
+    uint32_t previous_row = kClosed;
+    Tick column_ready = 0;   // first column command of the open row
+    Tick ready = 0;          // first precharge of the open row, or first activate when closed
+    Tick previous_until = 0;  // when the row before was closed
+    Tick refresh_due = 0;
+  };
+  struct Write {
+    Tick accepted;
+    Location at;
+    uint32_t bursts, bytes;
+  };
+  struct Release {
+    Tick time;
+    uint32_t bursts;
+  };
+  // A channel's write buffer: runs that wait, then runs under way to the banks.
+  struct WriteBuffer {
+    uint32_t held_bursts = 0, pending_count = 0, release_head = 0, release_count = 0;
+    Write pending[kWriteEntries];
+    Release releases[kWriteEntries];
+  };
+  struct Channel {
+    Tick bus_free = 0;   // end of the last data on the bus
+    Tick gap_limit = 0;  // no gap ends later
+    Tick activate_free = 0;
+    Tick last_read = 0;  // its arrival
+    Tick turned = 0;     // last change of direction: rows are opened for one direction at a time
+    uint32_t pending_bursts = 0;
+    uint32_t last_set = 0;        // of the last run on the bus
+    uint32_t last_activated = 0;  // its set
+    uint32_t gap_next = 0;
+    bool writing = false;
+    Span gaps[kGaps] = {};
+  };
+
+  static uint64_t to_cycle(Tick t) {
+    return (t - kEpoch + ((Tick{1} << kTickBits) - 1)) >> kTickBits;
+  }
+
+  uint64_t channel_hash(uint64_t u) const {
+    const uint64_t x = u ^ (u >> 3) ^ (u >> 7) ^ (u >> 12) ^ (u >> 17);
+    return x ^ (x << 1) ^ (x << 3);
+  }
+  uint64_t set_hash(uint64_t row) const {
+    const uint64_t x = row ^ (row >> 3) ^ (row >> 7) ^ (row >> 11);
+    return x ^ (x << 1);
+  }
+
+  Bank& bank_of(const Location& at) {
+    return banks_[(uint64_t{at.pseudo_channel} << set_shift_) + at.set];
+  }
+
+  // Remembers where a stripe (one run in each pseudo-channel) lies, for the runs that follow.
+  void enter_stripe(uint64_t stripe) {
+    stripe_ = stripe;
+    stripe_hash_ = channel_hash(stripe);
+    const Location at = locate(stripe << (channel_shift_ + run_shift_));
+    stripe_set_ = at.set;
+    stripe_row_ = at.row;
+  }
+
+  // Reserves banks, activates and bus for one run known from `t` on: the tick after its last data.
+  template <bool kWrite>
+  Tick place(const Location& at, uint32_t bursts, Tick t) {
+    Channel& channel = channels_[at.pseudo_channel];
+    Bank& bank = bank_of(at);
+    if (channel.writing != kWrite) [[unlikely]]
+      turn(channel, kWrite, at.set);
+    if (channel.turned > t) t = channel.turned;
+    if (t >= bank.refresh_due) [[unlikely]]
+      refresh(bank, t);
+    if (bank.row == at.row) {
+      ++counters_.row_hits;
+      if (bank.column_ready > t) t = bank.column_ready;
+    } else if (bank.previous_row == at.row && t < bank.previous_until) [[unlikely]] {
+      return hit_before<kWrite>(channel, bank, at.set, bursts, t);
+    } else {
+      // Activates are granted in order of arrival at the rate of rrd and faw; a run whose banks
+      // are busy for longer keeps nobody waiting.
+      const uint32_t banks = bursts < group_interleave_ ? bursts : group_interleave_;
+      const Tick granted = channel.activate_free > t ? channel.activate_free : t;
+      const bool other_groups = (at.set ^ channel.last_activated) & group_set_mask_;
+      channel.activate_free = granted + banks * activate_;
+      channel.last_activated = at.set;
+      const bool open = bank.row != kClosed;
+      if (bank.ready > t) t = bank.ready;
+      bank.previous_until = t;
+      bank.previous_row = bank.row;
+      t += open ? rp_ : 0;
+      const Tick turn = granted + (other_groups ? 0 : rrd_more_);
+      if (turn > t) t = turn;
+      t += (banks - 1) * rrd_s_;  // the last bank's
+      counters_.row_conflicts += open;
+      counters_.activates += banks;
+      bank.row = at.row;
+      bank.ready = t + ras_;
+      t += rcd_ - (banks - 1) * burst_;  // the others' bursts go ahead
+      bank.column_ready = t;
+    }
+    const Tick end = transfer<kWrite>(channel, at.set, bursts, t + (kWrite ? cwl_ : cl_));
+    const Tick free = kWrite ? end + wr_ : end - read_to_precharge_;
+    if (free > bank.ready) bank.ready = free;
+    return end;
+  }
+
+  // First-ready: the row before is still open when this run comes, so its hit goes first and the
+  // row that follows is used later.
+  template <bool kWrite>
+  Tick hit_before(Channel& channel, Bank& bank, uint32_t set, uint32_t bursts, Tick t) {
+    ++counters_.row_hits;
+    bank.column_ready += bursts * burst_;
+    bank.ready += bursts * burst_;
+    return transfer<kWrite>(channel, set, bursts, t + (kWrite ? cwl_ : cl_));
+  }
+
+  template <bool kWrite>
+  Tick transfer(Channel& channel, uint32_t set, uint32_t bursts, Tick ready) {
+    channel.last_set = set;
+    const Tick length = bursts * burst_;
+    if (ready < channel.bus_free) {
+      if (ready < channel.gap_limit) [[unlikely]]
+        return fill_gaps(channel, bursts, ready);
+      return channel.bus_free += length;
+    }
+    if (ready >= channel.bus_free + burst_) {
+      channel.gaps[channel.gap_next % kGaps] = {channel.bus_free, ready};
+      ++channel.gap_next;
+      channel.gap_limit = ready;
+    }
+    return channel.bus_free = ready + length;
+  }
+
+  Tick fill_gaps(Channel& channel, uint32_t bursts, Tick ready);
+  void turn(Channel& channel, bool write, uint32_t set);
+  void refresh(Bank& bank, Tick t);
+  uint64_t buffer_write(const Location& at, uint32_t bursts, uint32_t bytes, Tick t);
+  void drain_idle(uint32_t pseudo_channel, Tick t);
+  void drain_all(uint32_t pseudo_channel, Tick t);
+  void drain_one(uint32_t pseudo_channel, const Write& write, Tick t);
+  [[noreturn]] void reject(uint64_t arrival_cycle, uint64_t address, uint32_t bytes) const;
+
+  std::vector<Channel> channels_;
+  std::vector<Bank> banks_;  // pseudo-channel major, then set
+  std::vector<WriteBuffer> buffers_;
+  uint64_t capacity_bytes_ = 0, last_arrival_ = 0, channel_mask_ = 0, set_mask_ = 0;
+  uint64_t stripe_ = ~uint64_t{0}, stripe_hash_ = 0;
+  uint32_t stripe_set_ = 0, stripe_row_ = 0;
+  uint32_t channel_count_ = 0, sets_ = 0, group_interleave_ = 1, group_set_mask_ = 0;
+  uint32_t write_bursts_ = 0, drain_bursts_ = 0;
+  int run_shift_ = 0, burst_shift_ = 0, channel_shift_ = 0, page_shift_ = 0, set_shift_ = 0;
+  bool channels_power_of_two_ = true;
+  Tick rcd_ = 0, rp_ = 0, ras_ = 0, cl_ = 0, cwl_ = 0, wr_ = 0, rrd_s_ = 0, rrd_more_ = 0;
+  Tick wtr_s_ = 0, wtr_l_ = 0, read_to_write_ = 0, refi_ = 0, refresh_ = 0, refresh_next_ = 0, burst_ = 0;
+  Tick activate_ = 0, read_to_precharge_ = 0, idle_ = 0, controller_ = 0;
+  uint64_t peak_bytes_per_kilocycle_ = 0;
+  Counters counters_{};
+};
+
+}  // namespace tapeout

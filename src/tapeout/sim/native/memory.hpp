@@ -1,0 +1,114 @@
+// Memories of one core on the host: HBM as reserved address space, spm rows behind pointers so that
+// a load from read-only HBM is a view, vmem and acc as plain fp32.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+namespace tapeout::sim {
+
+// HBM: pages are taken from the host when they are first touched.
+class HostMemory {
+ public:
+  explicit HostMemory(uint64_t bytes);
+  ~HostMemory();
+  HostMemory(const HostMemory&) = delete;
+  HostMemory& operator=(const HostMemory&) = delete;
+  uint8_t* data() const { return data_; }
+  uint64_t bytes() const { return bytes_; }
+  void discard(uint64_t first, uint64_t end);  // gives whole pages back; they read as zero
+
+ private:
+  uint8_t* data_ = nullptr;
+  uint64_t bytes_ = 0;
+};
+
+// Memory that is zero and untouched until used.
+template <class T>
+class ZeroArray {
+ public:
+  ZeroArray() = default;
+  explicit ZeroArray(size_t count) : memory_(std::make_unique<HostMemory>(count * sizeof(T) + 64)) {}
+  T* data() const { return reinterpret_cast<T*>(memory_->data()); }
+  T& operator[](size_t i) const { return data()[i]; }
+
+ private:
+  std::unique_ptr<HostMemory> memory_;
+};
+
+// Rows of `lanes` bf16. A row is its own storage or a view of `lanes` bf16 elsewhere.
+class Scratchpad {
+ public:
+  Scratchpad(int64_t rows, int64_t lanes)
+      : rows_(rows), lanes_(lanes), own_(rows * lanes), at_(rows) {
+    reset();
+  }
+  void reset() {
+    for (int64_t r = 0; r < rows_; ++r) at_[r] = own(r);
+  }
+  const uint16_t* row(int64_t r) const { return at_[r]; }
+  const uint16_t* const* rows_from(int64_t r) const { return at_.data() + r; }
+  bool is_view(int64_t r) const { return at_[r] != own(r); }
+  void view(int64_t r, const uint16_t* source) { at_[r] = source; }
+  // Turns every view into a copy, before what they show goes away.
+  void own_all() {
+    for (int64_t r = 0; r < rows_; ++r)
+      if (is_view(r)) writable(r, 0, 0);
+  }
+  // For a write of lanes [first, first + count); the others keep their values.
+  uint16_t* writable(int64_t r, int64_t first, int64_t count) {
+    uint16_t* mine = own(r);
+    if (at_[r] != mine) {
+      if (first != 0 || count != lanes_)
+        for (int64_t l = 0; l < lanes_; ++l) mine[l] = at_[r][l];
+      at_[r] = mine;
+    }
+    return mine;
+  }
+
+ private:
+  uint16_t* own(int64_t r) const { return own_.data() + r * lanes_; }
+  int64_t rows_, lanes_;
+  ZeroArray<uint16_t> own_;
+  std::vector<const uint16_t*> at_;
+};
+
+// bf16 rows of read-only HBM data in narrow formats, dequantised once.
+class DequantCache {
+ public:
+  struct Key {
+    uint64_t address;
+    int64_t format, rows, lanes, row_bytes;
+    bool operator==(const Key&) const = default;
+  };
+  struct Entry {
+    std::unique_ptr<uint16_t[]> bits;
+    uint64_t first, end;  // HBM bytes it came from
+  };
+  const uint16_t* find(const Key& key) const {
+    const auto it = entries_.find(key);
+    return it == entries_.end() ? nullptr : it->second.bits.get();
+  }
+  // Storage for rows x lanes, or null when the cache has had its share of host memory.
+  uint16_t* add(const Key& key, uint64_t first, uint64_t end);
+  // Entries that HBM bytes [first, end) went into.
+  bool holds(uint64_t first, uint64_t end) const { return end > low_ && first < high_; }
+  void drop(uint64_t first, uint64_t end);
+  void clear();
+
+ private:
+  struct Hash {
+    size_t operator()(const Key& k) const {
+      uint64_t h = k.address * 0x9E3779B97F4A7C15ull;
+      h ^= (uint64_t(k.rows) << 40) ^ (uint64_t(k.lanes) << 20) ^ (uint64_t(k.format) << 8);
+      return (h ^ uint64_t(k.row_bytes) * 0xC2B2AE3D27D4EB4Full) * 0xFF51AFD7ED558CCDull;
+    }
+  };
+  static constexpr uint64_t kLimitBytes = uint64_t{6} << 30;
+  std::unordered_map<Key, Entry, Hash> entries_;
+  uint64_t used_bytes_ = 0, low_ = ~uint64_t{0}, high_ = 0;
+};
+
+}  // namespace tapeout::sim

@@ -1,0 +1,123 @@
+// The moving parts of a run: sequencers with their instruction fetch, token channels, DMA generators.
+// docs/timing.md gives the rules that their cycle numbers follow.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "program.hpp"
+
+namespace tapeout::sim {
+
+constexpr int kMaxLoops = 16;
+
+// Why the cycles between two issues of a queue passed.
+struct Stalls {
+  uint64_t fetch = 0, port = 0, drain = 0, memory = 0;
+  uint64_t token[kMaxQueues] = {};  // by the queue whose token was awaited
+};
+
+struct QueueCounters {
+  uint64_t issued = 0;     // instructions; each takes one issue cycle
+  uint64_t occupied = 0;   // cycles of engine ports
+  uint64_t runs = 0;       // of DMA, to and from HBM
+  Stalls stalls;
+  uint64_t end_cycle = 0;  // the halt's issue cycle + 1
+};
+
+struct LoopFrame {
+  int64_t first = 0, end = 0, count = 0, iteration = 0;
+};
+
+// Tokens on their way from one queue to another, oldest first.
+struct Channel {
+  struct Token {
+    uint64_t visible = 0;  // cycle from which the consumer may take it
+    uint32_t event = 0;    // of the trace
+  };
+  int producer = 0, consumer = 0, number = 0;
+  uint64_t issued_posts = 0;  // posts whose instruction has issued
+  uint64_t posts = 0;         // of which the retire cycle is known
+  uint64_t waits = 0;
+  std::vector<Token> tokens;      // ring of the capacity
+  std::vector<uint64_t> clocks;   // the poster's vector clock, by ring slot
+  std::vector<uint64_t> waiters;  // ring: consumer's instruction that took token n
+};
+
+// Instruction lines coming from HBM. Lines [low, low + fetch_lines) are held or on their way.
+struct Fetch {
+  struct Line {
+    int64_t line = 0;
+    uint64_t start = 0;       // cycle of its first request
+    uint64_t generation = 0;  // of the window it belongs to
+  };
+  int64_t low = 0, next = 0, lines = 0;
+  uint64_t request_free = 0, presented_end = 0, generation = 0;
+  std::vector<uint64_t> ready;  // by line % fetch_lines; kUnknown while on its way
+  std::vector<Line> requests;   // lines whose runs are not all presented, from `head` on
+  size_t head = 0;
+  uint32_t run = 0;             // next run of requests[head]
+  uint64_t line_done = 0;       // latest completion of its runs so far
+};
+
+// An instruction of a DMA queue that has issued and whose retire cycle is not known yet.
+struct PendingRetire {
+  uint64_t earliest = 0;  // issue + latency
+  uint32_t posts = 0, event = 0;
+  size_t clock = 0;  // index into Queue::pending_clocks where it posts
+};
+
+// Contiguous bytes of HBM that a transfer touches.
+struct Segment {
+  uint64_t address = 0, bytes = 0;
+};
+
+// The transfer whose runs are being requested.
+struct Generator {
+  bool active = false, store = false;
+  // Segments: a regular grid of `outer` x `inner`, or a list.
+  std::vector<Segment> list;
+  size_t list_at = 0;
+  uint64_t grid_address = 0, grid_bytes = 0;
+  int64_t inner = 0, outer = 0, inner_step = 0, outer_step = 0, inner_at = 0;
+  uint64_t at = 0, end = 0;  // of the current segment
+  uint64_t issue = 0;
+  bool first = false;
+  // Elements of a run = ceil(bytes * elements_numerator / elements_denominator); 0: raw format.
+  uint64_t elements_numerator = 0, elements_denominator = 1, full_run_cycles = 1;
+  // The run at the head: [at, at + bytes).
+  uint32_t bytes = 0;
+  uint64_t cycles = 1, generated = 0, arrival = 0;
+  // State that outlives the transfer.
+  uint64_t last_generated = 0, free = 0, last_sent = 0, last_return = 0;
+  std::vector<uint64_t> credit_free;  // ring of `credits`: cycle after the run's return
+  size_t slot = 0;
+};
+
+enum class Blocked { no, fetch, token, retire, generator, value, halted, failed };
+
+struct Queue {
+  int id = 0;
+  const Stream* stream = nullptr;
+  int64_t pc = 0, lines_from = 0, lines_to = 0;  // instructions of the current line
+  uint64_t line_ready = kUnknown;
+  uint64_t next_issue = 0, last_retire = 0, index = 0;
+  int64_t registers[kMaxRegisters] = {};
+  LoopFrame loops[kMaxLoops];
+  int depth = 0;
+  uint64_t clock[kMaxQueues] = {};
+  Blocked blocked = Blocked::no;
+  uint32_t awaited = 0;  // wait mask while blocked on a token
+  Fetch fetch;
+  Generator generator;
+  std::vector<PendingRetire> pending;
+  std::vector<uint64_t> pending_clocks;
+  // seq.load on its way
+  int value_register = 0;
+  int64_t value = 0;
+  uint64_t value_arrival = kUnknown, value_address = 0, value_issue = 0;
+  uint32_t value_posts = 0, event = 0;
+  QueueCounters counters;
+};
+
+}  // namespace tapeout::sim

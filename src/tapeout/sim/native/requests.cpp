@@ -1,0 +1,193 @@
+// Requests to HBM by DMA transfers and scalar loads.
+#include "machine.hpp"
+
+namespace tapeout::sim {
+
+namespace {
+
+// The piece the grid or the list is at; false when all have been taken.
+bool peek(const Generator& g, Segment& piece) {
+  if (!g.list.empty()) {
+    if (g.list_at == g.list.size()) return false;
+    piece = g.list[g.list_at];
+    return true;
+  }
+  if (g.outer == 0) return false;
+  piece = {g.grid_address + uint64_t(g.inner_at * g.inner_step), g.grid_bytes};
+  return true;
+}
+
+void take(Generator& g) {
+  if (!g.list.empty()) {
+    ++g.list_at;
+    return;
+  }
+  if (++g.inner_at == g.inner) {
+    g.inner_at = 0;
+    --g.outer;
+    g.grid_address += uint64_t(g.outer_step);
+  }
+}
+
+}  // namespace
+
+// Joins consecutive pieces that touch; false when the transfer has no more.
+bool Machine::next_segment(Generator& g) {
+  Segment piece;
+  if (!peek(g, piece)) return false;
+  take(g);
+  g.at = piece.address;
+  g.end = piece.address + piece.bytes;
+  while (peek(g, piece) && piece.address == g.end) {
+    g.end += piece.bytes;
+    take(g);
+  }
+  return true;
+}
+
+// Finds the next run and its arrival; false at the end of the transfer.
+inline bool Machine::next_run(Queue& q) {
+  Generator& g = q.generator;
+  if (g.at == g.end && !next_segment(g)) return false;
+  const uint64_t room = interleave_bytes_ - (g.at & (interleave_bytes_ - 1));
+  const uint64_t bytes = std::min(room, g.end - g.at);
+  g.bytes = uint32_t(bytes);
+  if (bytes == interleave_bytes_) {
+    g.cycles = g.full_run_cycles;
+  } else {
+    g.cycles = (bytes + data_bytes_ - 1) / data_bytes_;
+    if (g.elements_numerator != 0) {
+      const uint64_t elements =
+          (bytes * g.elements_numerator + g.elements_denominator - 1) / g.elements_denominator;
+      g.cycles = std::max(g.cycles, (elements + dequant_ - 1) / dequant_);
+    }
+  }
+  const uint64_t earliest = g.first ? g.issue : g.last_generated + 1;
+  g.first = false;
+  g.last_generated = std::max(earliest, g.credit_free[g.slot]);
+  if (g.store) {
+    g.last_sent = std::max(g.last_sent, g.last_generated) + g.cycles;
+    g.arrival = g.last_sent + request_cycles_;
+  } else {
+    g.arrival = g.last_generated + request_cycles_;
+  }
+  return true;
+}
+
+// Presents runs of one queue while they come before `bound`, a key.
+void Machine::data_runs(Queue& q, uint64_t bound) {
+  Generator& g = q.generator;
+  uint64_t key;
+  do {
+    const uint64_t done = hbm_.access(g.arrival, g.at, g.bytes, g.store);
+    const uint64_t back = done + response_cycles_;
+    if (g.store) {
+      g.last_return = std::max(g.last_return, back);
+      report_.hbm_write_bytes += g.bytes;
+    } else {
+      g.last_return = std::max(g.last_return + g.cycles, back);
+      report_.hbm_read_bytes += g.bytes;
+    }
+    ++q.counters.runs;
+    g.credit_free[g.slot] = g.last_return + 1;
+    g.slot = g.slot + 1 == credits_ ? 0 : g.slot + 1;
+    g.at += g.bytes;
+    if (!next_run(q)) {
+      finish_transfer(q);
+      return;
+    }
+    key = g.arrival << 7 | uint64_t(q.id);
+  } while (key < bound);
+  keys_[size_t(q.id)] = key;
+}
+
+void Machine::start_transfer(Queue& q, uint64_t t, uint32_t posts, uint32_t event) {
+  Generator& g = q.generator;
+  g.issue = t;
+  g.first = true;
+  g.at = g.end = 0;
+  uint64_t cycles = (interleave_bytes_ + data_bytes_ - 1) / data_bytes_;
+  if (g.elements_numerator != 0) {
+    const uint64_t elements =
+        (interleave_bytes_ * g.elements_numerator + g.elements_denominator - 1) /
+        g.elements_denominator;
+    cycles = std::max(cycles, (elements + dequant_ - 1) / dequant_);
+  }
+  g.full_run_cycles = cycles;
+  if (!next_run(q)) {  // nothing moves
+    g.list.clear();
+    retire(q, t + 1, posts, event);
+    return;
+  }
+  g.active = true;
+  retire(q, 0, posts, event);  // pending[0], until the last run has returned
+  keys_[size_t(q.id)] = g.arrival << 7 | uint64_t(q.id);
+}
+
+void Machine::finish_transfer(Queue& q) {
+  Generator& g = q.generator;
+  keys_[size_t(q.id)] = kUnknown;
+  g.active = false;
+  g.list.clear();
+  g.free = (g.store ? g.last_sent : g.last_generated) + 1;
+  q.pending[0].earliest = g.last_return + 1;
+  for (const PendingRetire& p : q.pending) {
+    q.last_retire = std::max(q.last_retire, p.earliest);
+    if (trace_ != nullptr) trace_->events[p.event].retire = q.last_retire;
+    if (p.posts != 0) deliver(q, p.posts, q.last_retire, &q.pending_clocks[p.clock], p.event);
+  }
+  q.pending.clear();
+  q.pending_clocks.clear();
+  if (q.blocked == Blocked::retire || q.blocked == Blocked::generator) {
+    q.blocked = Blocked::no;
+    runnable_ |= 1u << q.id;
+  }
+}
+
+// --- seq.load ----------------------------------------------------------------------------------
+
+void Machine::start_value(Queue& q, const isa::SeqLoadNow& i, uint64_t t, uint32_t posts) {
+  const int64_t offset = i.src.offset;
+  if (offset % 4 != 0)
+    stop(isa::Fault::ILLEGAL_OPERAND,
+         "seq.load takes an address that is a multiple of 4, not b" + std::to_string(i.src.base) +
+             "[" + std::to_string(offset) + "]");
+  const Base& base = base_of(i.src.base);
+  if (offset < 0 || uint64_t(offset) + 4 > base.bytes)
+    stop(isa::Fault::HBM_BOUNDS, "bytes " + std::to_string(offset) + ".." +
+                                     std::to_string(offset + 4) + " are outside the " +
+                                     std::to_string(base.bytes) + " bytes of base b" +
+                                     std::to_string(i.src.base));
+  const uint64_t address = base.address + uint64_t(offset);
+  if (checks_) checker_.hbm(address, address + 4, false);
+  int32_t value;
+  std::memcpy(&value, host_.data() + address, 4);
+  check_posts(q, posts);
+  q.value = value;
+  q.value_register = int(i.dst);
+  q.value_address = address;
+  q.value_posts = posts;
+  q.value_issue = t;
+  q.value_arrival = t + request_cycles_;
+  q.blocked = Blocked::value;
+  const int id = queue_count_ + q.id;
+  keys_[size_t(id)] = q.value_arrival << 7 | uint64_t(id);
+  others_changed_ = true;
+}
+
+void Machine::value_run(Queue& q) {
+  keys_[size_t(queue_count_ + q.id)] = kUnknown;
+  others_changed_ = true;
+  const uint64_t back =
+      hbm_.access(q.value_arrival, q.value_address, 4, false) + response_cycles_;
+  report_.hbm_read_bytes += 4;
+  q.registers[q.value_register] = q.value;
+  q.counters.stalls.memory += back - (q.value_issue + 1);
+  q.next_issue = back;
+  q.blocked = Blocked::no;
+  runnable_ |= 1u << q.id;
+  retire(q, back, q.value_posts, q.event);
+  next_pc(q, q.pc + 1, back);
+}
+
+}  // namespace tapeout::sim
