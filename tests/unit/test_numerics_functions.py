@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+
 from tapeout.numerics import Function, arith, functions, micro, native, tables
 
 INF, NAN = np.float32(np.inf), np.float32(np.nan)
@@ -64,8 +65,8 @@ def exactly(function, x):
             Function.TANH: np.tanh,
             Function.SIGMOID: sigmoid64,
             Function.SILU: lambda v: v * sigmoid64(v),
-            Function.GELU_TANH: lambda v: v * sigmoid64(
-                2 * math.sqrt(2 / math.pi) * (v + 0.044715 * v**3)
+            Function.GELU_TANH: lambda v: (
+                v * sigmoid64(2 * math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))
             ),
             Function.SIN: np.sin,
             Function.COS: np.cos,
@@ -128,7 +129,8 @@ SPECIAL_VALUES = [
      [-INF, -INF, -INF, 0.0, 1.0, -3.0, INF, NAN, NAN, -126.0]),
     ("recip", [0.0, -0.0, -1e-40, INF, -INF, 1.0, -4.0, 2.0**126, 2.0**127, -(2.0**127)],
      [INF, -INF, -INF, 0.0, -0.0, 1.0, -0.25, 2.0**-126, 0.0, -0.0]),
-    ("rsqrt", [0.0, -0.0, INF, 1.0, 4.0, 0.25, -1.0, -INF], [INF, -INF, 0.0, 1.0, 0.5, 2.0, NAN, NAN]),
+    ("rsqrt", [0.0, -0.0, INF, 1.0, 4.0, 0.25, -1.0, -INF],
+     [INF, -INF, 0.0, 1.0, 0.5, 2.0, NAN, NAN]),
     ("sqrt", [0.0, -0.0, INF, 1.0, 4.0, 2.0**-126, -1.0, -INF, -1e-40],
      [0.0, -0.0, INF, 1.0, 2.0, 2.0**-63, NAN, NAN, -0.0]),
     ("tanh", [0.0, -0.0, INF, -INF, 20.0, -20.0], [0.0, -0.0, 1.0, -1.0, 1.0, -1.0]),
@@ -141,8 +143,9 @@ SPECIAL_VALUES = [
     ("cos", [0.0, -0.0, INF, -INF, 131073.0], [1.0, 1.0, NAN, NAN, NAN]),
     ("abs", [-0.0, -1.5, -INF, -1e-40], [0.0, 1.5, INF, 0.0]),
     ("neg", [0.0, -0.0, 1.5, -INF, 1e-40], [-0.0, 0.0, -1.5, INF, -0.0]),
-    ("floor", [0.0, -0.0, 0.3, -0.3, -1.0, 1.5, -1.5, 2.0**23 - 0.5, -(2.0**22) - 0.5, INF, -INF, 3e38, -1e-40],
-     [0.0, -0.0, 0.0, -1.0, -1.0, 1.0, -2.0, 2.0**23 - 1, -(2.0**22) - 1, INF, -INF, 3e38, -0.0]),
+    ("floor", [0.0, -0.0, 0.3, -0.3, -1.0, 1.5, -1.5, 2.0**23 - 0.5, -(2.0**22) - 0.5, INF, -INF],
+     [0.0, -0.0, 0.0, -1.0, -1.0, 1.0, -2.0, 2.0**23 - 1, -(2.0**22) - 1, INF, -INF]),
+    ("floor", [3e38, -3e38, -1e-40, 1e-40, 0.99999994], [3e38, -3e38, -0.0, 0.0, 0.0]),
 ]  # fmt: skip
 
 

@@ -31,10 +31,14 @@ from .memory import Access
 
 @dataclass(frozen=True)
 class Finding:
-    """A broken rule: the error's class and its words."""
+    """A broken rule: the error's class, its words, and the queue of the earlier access.
+
+    `peer` is -1 where one instruction alone breaks the rule.
+    """
 
     error: type[ProgramError]
     rule: str
+    peer: int = -1
 
 
 class Stamps:
@@ -106,6 +110,7 @@ class Checker:
         queues = chip.queue_count
         self.chip, self.names = chip, chip.queue_names
         self.clocks = np.zeros((queues, queues), np.int64)
+        self.pcs: list[list[int]] = [[] for _ in range(queues)]  # of each issued instruction
         rows = {"spm": chip.spm.rows, "vmem": chip.vmem.rows, "acc": chip.acc.rows}
         self.stripe_rows = {"spm": chip.spm.rows_per_stripe, "acc": chip.acc.rows_per_stripe}
         stripes = {"spm": chip.spm.stripes, "acc": chip.acc.stripes}
@@ -158,9 +163,14 @@ class Checker:
         now = "written" if access.write else "read"
         return Finding(
             RaceError,
-            f"{place} {where} is {now} here and {earlier} by instruction {instruction} of "
-            f"{self.names[peer]}, and {self._way_out(queue, peer)}",
+            f"{place} {where} is {now} here and {earlier} by "
+            f"{self._earlier(peer, instruction)}, and {self._way_out(queue, peer)}",
+            peer,
         )
+
+    def _earlier(self, peer: int, instruction: int) -> str:
+        pc = self.pcs[peer][instruction - 1]
+        return f"instruction {instruction} of {self.names[peer]} (pc {pc})"
 
     def _way_out(self, queue: int, peer: int) -> str:
         if peer == queue:
@@ -186,8 +196,9 @@ class Checker:
         return Finding(
             BankError,
             f"{memory} stripe {stripe} (rows from {stripe * self.stripe_rows[memory]}) is "
-            f"{'written' if access.write else 'read'} here while instruction {instruction} of "
-            f"{self.names[peer]} may use it, and {self._way_out(queue, peer)}",
+            f"{'written' if access.write else 'read'} here while "
+            f"{self._earlier(peer, instruction)} may use it, and {self._way_out(queue, peer)}",
+            peer,
         )
 
     def _stripes(self, access: Access) -> np.ndarray:

@@ -181,7 +181,7 @@ class Interp:
             raise ValueError(f"no schedule {schedule!r}: {', '.join(SCHEDULES)}")
         self._core = Core(self.chip, self._hbm, self._log)
         self._hbm.bases = dict(handle.bases)
-        run = _Run(self, handle, trace)
+        run = Run(self, handle, trace)
         picks = _round_robin(run.queues) if schedule == "round-robin" else _random(run.queues, seed)
         return run.until_halted(picks)
 
@@ -198,8 +198,8 @@ def _random(queues: list[Queue], seed: int) -> Iterator[tuple[Queue, int]]:
         yield choose.choice(queues), choose.choice((1, 1, 2, 8, 64, 1 << 20))
 
 
-class _Run:
-    """One run of one program."""
+class Run:
+    """One run of one program: `step` issues one instruction of one queue."""
 
     def __init__(self, target: Interp, handle: Loaded, trace: Trace | None) -> None:
         chip = target.chip
@@ -246,7 +246,7 @@ class _Run:
             if not self.take_tokens(queue, instruction):
                 return False
             queue.issued += 1
-            queue.pcs.append(queue.pc)
+            self.checker.pcs[queue.number].append(queue.pc)
             if instruction.drain or isinstance(instruction, seq.Halt):
                 self.checker.clocks[queue.number, queue.number] = queue.issued - 1
             if self.trace is not None:

@@ -37,7 +37,6 @@ class Queue:
         self.loops: list[LoopFrame] = []
         self.pc = 0
         self.issued = 0
-        self.pcs: list[int] = []  # of each issued instruction
         self.halted = not words
 
     def happens(self, when: When) -> bool:

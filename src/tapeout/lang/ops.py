@@ -3,7 +3,7 @@
 Each takes the `Builder` first, traces instructions, and declares what they touch.
 """
 
-from tapeout.isa import Addr, Count, HbmAddr, Kind, dma, mxu, seq, vpu
+from tapeout.isa import Addr, Count, HbmAddr, Kind, When, dma, mxu, seq, vpu
 from tapeout.isa.mxu import Accumulate
 from tapeout.isa.seq import Alu
 from tapeout.isa.vpu import Combine, Combine2, Function, Mask, Reduce
@@ -198,8 +198,8 @@ def _columns(
     w0 = weights.base + column * weights.tile_stride
     a0 = dst.base + column * dst.tile_stride
 
-    def advance(register: int, step: int) -> None:
-        k.append(MXU, seq.AluOp, op=Alu.ADD, dst=register, a=register, imm=step)
+    def advance(register: int, step: int, **header: When) -> None:
+        k.append(MXU, seq.AluOp, op=Alu.ADD, dst=register, a=register, imm=step, **header)
 
     def pair(src: int, rows: int, moving_at: Addr, mode: Accumulate) -> None:
         k.append(
@@ -226,7 +226,7 @@ def _columns(
         mode = Accumulate.ADD if accumulate or full else Accumulate.WRITE
         pair(w0, rest, Addr(moving.base + full * moving.tile_stride), mode)
     advance(rw, weights.tile_stride - full * array_rows * weights.row_stride)
-    advance(ra, dst.tile_stride)
+    advance(ra, dst.tile_stride, post_when=When.LAST)  # posts when all columns are done
     assert len(k.streams[MXU]) - begin == length
     for register in (rw, rx, ra):
         registers.give(register)

@@ -65,7 +65,9 @@ def _sum_to_odd(p: NDArray[np.float64], c: NDArray[np.float64]) -> NDArray[np.fl
     e = (p - (s - back)) + (c - back)
     s_bits = s.view(np.int64)
     step = np.where((e > 0) == (s > 0), 1, -1)
-    inexact_even = ((e > 0) | (e < 0)) & ((s_bits & 1) == 0)  # false where e is NaN: s is Inf or NaN
+    inexact_even = ((e > 0) | (e < 0)) & (
+        (s_bits & 1) == 0
+    )  # false where e is NaN: s is Inf or NaN
     return (s_bits + np.where(inexact_even, step, 0)).view(np.float64)
 
 

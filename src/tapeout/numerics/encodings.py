@@ -67,7 +67,7 @@ def _minifloat_values(exponent_bits: int, mantissa_bits: int) -> NDArray[np.floa
     exponent, mantissa = codes >> mantissa_bits, codes & (2**mantissa_bits - 1)
     fraction = mantissa / 2.0**mantissa_bits
     normal = (1.0 + fraction) * 2.0 ** (exponent - bias)
-    return np.where(exponent == 0, fraction * 2.0 ** (1 - bias), normal)
+    return np.asarray(np.where(exponent == 0, fraction * 2.0 ** (1 - bias), normal), np.float64)
 
 
 def _e4m3_values() -> NDArray[np.float64]:
@@ -95,7 +95,7 @@ def _encode(x: F32, positive_values: NDArray[np.float64], nan_code: int) -> U8:
     middle = (finite[low] + finite[high]) / 2
     up = (magnitude > middle) | ((magnitude == middle) & (low % 2 == 1))
     code = np.where(is_nan, nan_code, np.where(up, high, low))
-    return (code + len(positive_values) * np.signbit(x64)).astype(np.uint8)
+    return np.asarray(code + len(positive_values) * np.signbit(x64), np.uint8)
 
 
 def encode_fp8_e4m3(x: F32) -> U8:

@@ -6,8 +6,9 @@ percent of minimax), lowest order first, each coefficient rounded to fp32.
 """
 
 from collections.abc import Callable
+from functools import partial
 
-import mpmath as mp
+import mpmath as mp  # type: ignore[import-untyped]
 import numpy as np
 
 mp.mp.dps = 60
@@ -29,9 +30,11 @@ def _fit(function: Real, low: mp.mpf, high: mp.mpf, terms: int) -> list[mp.mpf]:
     return list(reversed(mp.chebyfit(function, [low, high], terms)))
 
 
-def _segments(count: int, terms: int, function: Callable[[int, mp.mpf], mp.mpf], half: mp.mpf):
+def _segments(
+    count: int, terms: int, function: Callable[[int, mp.mpf], mp.mpf], half: mp.mpf
+) -> list[list[int]]:
     """One polynomial a segment in the local offset within +-half: `terms` tables of `count`."""
-    fits = [_fit(lambda t, j=j: function(j, t), -half, half, terms) for j in range(count)]
+    fits = [_fit(partial(function, j), -half, half, terms) for j in range(count)]
     return [[_bits(fits[j][i]) for j in range(count)] for i in range(terms)]
 
 
@@ -147,11 +150,11 @@ def source() -> str:
     """The text of tables.py."""
     return "\n".join(
         [
-            '"""Coefficients of the functions, as fp32 bits. Written by fit_tables.py: do not edit.',
+            '"""Coefficients of the functions, as fp32 bits: written by fit_tables.py.',
             "",
-            "TABLES are indexed by segment; a name's C0, C1, ... are a polynomial's coefficients in",
-            "the local offset, lowest order first. SCALARS are polynomials and constants without",
-            "segments.",
+            "TABLES are indexed by segment; C0, C1, ... of a name are a polynomial's coefficients",
+            "in the local offset, lowest order first. SCALARS are polynomials and constants",
+            "without segments.",
             '"""',
             "",
             "from collections.abc import Mapping",

@@ -256,7 +256,7 @@ def _join_groups(scales: list[np.ndarray], codes: U8) -> bytes:
 
 
 def _nibbles(codes: U8) -> U8:
-    return codes[..., 0::2] | (codes[..., 1::2] << 4)
+    return codes[..., 0::2] | (codes[..., 1::2] << np.uint8(4))
 
 
 def _divide(x: F32, by: F32) -> F32:

@@ -97,9 +97,7 @@ class Builder:
     def op(self, name: str, *arguments: Value, immediate: int = 0, table: str = "") -> Value:
         """Append one operation; see OPERATIONS for names, kinds and meanings."""
         indices = tuple(a.index for a in arguments)
-        return self._append(
-            MicroOp(name=name, arguments=indices, immediate=immediate, table=table)
-        )
+        return self._append(MicroOp(name=name, arguments=indices, immediate=immediate, table=table))
 
     def _constant(self, name: str, bits: int) -> Value:
         key = (name, bits)

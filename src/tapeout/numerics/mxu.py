@@ -10,7 +10,7 @@ from tapeout.numerics.encodings import U16, bf16_to_f32
 def matmul_pass(x: U16, w: U16) -> F32:
     """float32 [M, N] of moving x [M, K] times stationary w [K, N], both bf16 bits.
 
-    For each output s = -0.0, then s = fma(x[m, k], w[k, n], s) for k = 0..K-1 over the valid k only.
+    For each output s = -0.0, then s = fma(x[m, k], w[k, n], s) for k = 0..K-1, valid k only.
     The caller writes the result to `acc`, or accumulates it with one `arith.add`.
     """
     x32, w32 = arith.flush(bf16_to_f32(x)), arith.flush(bf16_to_f32(w))

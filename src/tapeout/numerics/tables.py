@@ -1,8 +1,8 @@
-"""Coefficients of the functions, as fp32 bits. Written by fit_tables.py: do not edit.
+"""Coefficients of the functions, as fp32 bits: written by fit_tables.py.
 
-TABLES are indexed by segment; a name's C0, C1, ... are a polynomial's coefficients in
-the local offset, lowest order first. SCALARS are polynomials and constants without
-segments.
+TABLES are indexed by segment; C0, C1, ... of a name are a polynomial's coefficients
+in the local offset, lowest order first. SCALARS are polynomials and constants
+without segments.
 """
 
 from collections.abc import Mapping

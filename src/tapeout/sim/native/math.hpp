@@ -45,7 +45,7 @@ inline constexpr int kMaxTile = 256;  // K and N of a stationary tile
 // A stationary tile: K row pointers to N bf16 lanes each (straight), or N row pointers to K lanes
 // each (transposed): w[k][n] = rows[k][n], or rows[n][k]. The pointers are copied, the rows are not:
 // they must stay valid and unchanged until the next set() or release(). Panels of fp32 are made only
-// when a matmul of 8 rows or more needs them.
+// when a matmul of so many rows comes that they pay.
 class Stationary {
  public:
   Stationary() = default;

@@ -144,7 +144,9 @@ void matmul(Stationary& stationary, const std::uint16_t* const* moving_rows, int
   if (K == 0) throw std::logic_error("matmul before a stationary tile was set: call set() first");
   const FtzGuard guard;
   const Kernels& level = kernels();
-  const bool use_panels = M >= 8 || stationary.has_panels();
+  const bool use_panels =
+      M >= (stationary.is_transposed() ? level.panel_rows_transposed : level.panel_rows) ||
+      stationary.has_panels();
   float* x = scratch();
   for (int m0 = 0; m0 < M; m0 += kChunkRows) {
     const int rows = M - m0 < kChunkRows ? M - m0 : kChunkRows;

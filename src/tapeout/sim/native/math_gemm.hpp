@@ -151,7 +151,7 @@ struct Gemm {
       const float* panel = panels + static_cast<std::size_t>(n0) * K;
       int m = 0;
       for (int b = 0; b < blocks; ++b) {
-        const int rows = (M - m) / (blocks - b) + ((M - m) % (blocks - b) != 0);
+        const int rows = (M - m + blocks - b - 1) / (blocks - b);
         block_of<B::kRows, B::kPanel>(rows, vectors_of(lanes), x + static_cast<std::size_t>(m) * K,
                                       K, panel, lanes, acc + m * acc_stride + n0, acc_stride,
                                       accumulate);
@@ -255,7 +255,14 @@ struct Gemm {
 
   static void gemv(const float* x, int M, int K, const std::uint16_t* const* rows, int N,
                    bool transposed, float* acc, std::size_t acc_stride, bool accumulate) {
-    gemv_of<7>(x, M, K, rows, N, transposed, acc, acc_stride, accumulate);
+    constexpr int kMost = 7;
+    const int groups = (M + kMost - 1) / kMost;
+    for (int g = 0, m = 0; g < groups; ++g) {
+      const int count = (M - m + groups - g - 1) / (groups - g);
+      gemv_of<kMost>(x + static_cast<std::size_t>(m) * K, count, K, rows, N, transposed,
+                     acc + m * acc_stride, acc_stride, accumulate);
+      m += count;
+    }
   }
 };
 

@@ -15,8 +15,9 @@ namespace tapeout::math {
 struct Kernels {
   const char* name;
 
-  // Panels of `panel_lanes` columns by K, fp32; see math_gemm.hpp.
-  int panel_lanes;
+  // Panels pay for themselves from this many moving rows on, for straight and transposed tiles.
+  int panel_rows;
+  int panel_rows_transposed;
   void (*pack)(const std::uint16_t* const* rows, int K, int N, bool transposed, float* panels);
   void (*gemm)(const float* x, int M, int K, const float* panels, int N, float* acc,
                std::size_t acc_stride, bool accumulate);

@@ -14,7 +14,8 @@ constexpr Kernels make_kernels(const char* name) {
 #define TAPEOUT_APPLY(NAME, function) &L::template apply<fn_##function<B>>,
   return Kernels{
       .name = name,
-      .panel_lanes = G::kPanelLanes,
+      .panel_rows = B::kPanelRows,
+      .panel_rows_transposed = 8,
       .pack = &G::pack,
       .gemm = &G::gemm,
       .gemv = &G::gemv,

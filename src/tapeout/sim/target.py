@@ -1,0 +1,205 @@
+"""`sim`: runs programs natively, bit for bit as `interp` does, and counts cycles (docs/timing.md)."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tapeout.chip import Chip
+from tapeout.isa import errors
+from tapeout.isa.instruction import Fault
+from tapeout.isa.native import flatten
+from tapeout.isa.program import Program
+
+from . import _native  # type: ignore[attr-defined]
+from .result import RunResult, queue_report
+from .trace import TraceData, write_trace
+
+_DEFAULT_HBM_BYTES = 64 << 30  # address space; the host gives pages as they are touched
+_HOST_PAGE_BYTES = 2 << 20
+_FAULT, _RACE, _BANK, _UNINITIALIZED = range(4)  # sim::ErrorKind
+_MODEL_ERRORS: dict[int, type[errors.ProgramError]] = {
+    _RACE: errors.RaceError,
+    _BANK: errors.BankError,
+    _UNINITIALIZED: errors.UninitializedError,
+}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A program in HBM: its code's address and length in words by queue, its base registers."""
+
+    program: Program
+    code: dict[str, tuple[int, int]]
+    bases: dict[int, tuple[int, int, bool]]
+    native: Any = field(repr=False)
+
+
+class Sim:
+    """One chip (one core of it) with its HBM.
+
+    Args:
+        chip: the chip description.
+        checks: find races, bank conflicts and reads of unwritten lanes. Hardware errors (bounds,
+            tokens, illegal operands) are found in any case.
+        hbm_bytes: size of HBM; by default the chip's capacity, 64 GiB at most.
+    """
+
+    def __init__(self, chip: Chip, *, checks: bool = True, hbm_bytes: int | None = None) -> None:
+        self.chip, self.checks = chip, checks
+        self.hbm_bytes = hbm_bytes or min(chip.hbm.capacity_bytes, _DEFAULT_HBM_BYTES)
+        self._machine = _native.Machine(
+            flatten(chip), list(chip.queue_names), self.hbm_bytes, checks
+        )
+        self._hbm: np.ndarray = self._machine.hbm_view()
+        self._used = 0
+
+    # --- host side ---
+
+    def allocate(self, nbytes: int, align: int = 4096) -> int:
+        """The HBM address of `nbytes` fresh bytes, zero until written."""
+        address = -(-self._used // align) * align
+        if nbytes < 0 or address + nbytes > self.hbm_bytes:
+            raise MemoryError(
+                f"{nbytes} bytes do not fit HBM: {address} of {self.hbm_bytes} bytes are taken; "
+                f"reset() frees them, hbm_bytes= makes room"
+            )
+        self._used = address + nbytes
+        return address
+
+    def reset(self) -> None:
+        """Frees all of HBM; it reads as zero again."""
+        whole = self._used // _HOST_PAGE_BYTES * _HOST_PAGE_BYTES
+        self._machine.discard(0, whole)
+        self._hbm[whole : self._used] = 0
+        self._machine.touched(0, self._used)
+        self._used = 0
+
+    def write(self, address: int, data: bytes | np.ndarray) -> None:
+        """Copies bytes (an array's bytes, in C order) to HBM."""
+        raw = (
+            np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+            if isinstance(data, np.ndarray)
+            else np.frombuffer(data, np.uint8)
+        )
+        self._range(address, len(raw))[:] = raw
+        self._machine.touched(address, address + len(raw))
+
+    def read(self, address: int, nbytes: int) -> np.ndarray:
+        """uint8 [nbytes] copied from HBM."""
+        return self._range(address, nbytes).copy()
+
+    def _range(self, address: int, nbytes: int) -> np.ndarray:
+        if address < 0 or nbytes < 0 or address + nbytes > self._used:
+            raise ValueError(
+                f"bytes {address}..{address + nbytes} are outside the {self._used} allocated bytes"
+            )
+        return self._hbm[address : address + nbytes]
+
+    def load(self, program: Program, bases: dict[int, tuple[int, int, bool]]) -> Loaded:
+        """Writes the code image to HBM and binds base registers to (address, bytes, writable).
+
+        Raises:
+            ValueError: a program for another chip, an unknown queue, or a segment without memory.
+        """
+        names = self.chip.queue_names
+        if program.chip != self.chip.name:
+            raise ValueError(
+                f"the program was compiled for chip {program.chip}, this is {self.chip.name}: "
+                f"compile it for {self.chip.name}"
+            )
+        for name in program.streams:
+            if name not in names:
+                raise ValueError(f"{self.chip.name} has no queue {name}: {', '.join(names)}")
+        for segment in program.segments:
+            have = bases.get(segment.base, (0, -1, False))[1]
+            if have < segment.bytes:
+                raise ValueError(
+                    f"segment {segment.name} needs {segment.bytes} bytes at base b{segment.base}, "
+                    f"not {'none' if have < 0 else have}: bind it when loading"
+                )
+        code: dict[str, tuple[int, int]] = {}
+        words = []
+        line_bytes = self.chip.seq.fetch_line_instructions * 64
+        for name in names:
+            stream = program.streams.get(name, [])
+            image = program.encode(name) if stream else b""
+            # Whole lines are fetched: the last one may reach past the stream.
+            address = self.allocate(-(-len(image) // line_bytes) * line_bytes)
+            self.write(address, image)
+            words.append(image)
+            if stream:
+                code[name] = (address, len(stream))
+        native = self._machine.load(
+            words,
+            [code.get(name, (0, 0))[0] for name in names],
+            [(number, *base) for number, base in bases.items()],
+        )
+        return Loaded(program, code, dict(bases), native)
+
+    # --- running ---
+
+    def run(
+        self,
+        handle: Loaded,
+        *,
+        functional: bool = True,
+        trace: bool | str | Path | None = None,
+    ) -> RunResult:
+        """Runs until every queue has halted; on-chip memory starts unwritten.
+
+        Args:
+            handle: what `load` gave.
+            functional: compute values too. Without, cycles only: loads into vmem and seq.load are
+                still done, as addresses and trip counts come from them; nothing else is.
+            trace: True keeps a trace in the result; a path also writes it there, for Perfetto
+                (gzip where the name ends in .gz).
+
+        Raises:
+            ProgramError: of the class that names the broken rule (`tapeout.isa.errors`).
+        """
+        traced = trace is not None and trace is not False
+        raw = self._machine.run(handle.native, functional, traced)
+        if raw["error"] is not None:
+            raise self._error(handle.program, *raw["error"])
+        names = self.chip.queue_names
+        data = TraceData(**raw["trace"]) if traced else None
+        if data is not None and not isinstance(trace, bool) and trace is not None:
+            write_trace(Path(trace), data, handle.program, self.chip)
+        return RunResult(
+            cycles=raw["cycles"],
+            instructions=raw["instructions"],
+            queues={
+                name: queue_report(names, queue, raw["cycles"])
+                for name, queue in zip(names, raw["queues"], strict=True)
+            },
+            macs=raw["macs"],
+            mac_capacity=self.chip.macs_per_cycle * raw["cycles"],
+            bytes=raw["bytes"],
+            hbm=raw["hbm"],
+            trace=data,
+        )
+
+    def _error(
+        self, program: Program, kind: int, fault: int, rule: str, queue: int, pc: int, cycle: int
+    ) -> errors.ProgramError:
+        cls = errors.BY_FAULT[Fault(fault)] if kind == _FAULT else _MODEL_ERRORS[kind]
+        name = self.chip.queue_names[queue] if queue >= 0 else ""
+        error = cls(rule, name, pc, program)
+        if cycle < 1 << 63:
+            error.add_note(f"at cycle {cycle}")
+        return error
+
+    def peek(self, memory: str) -> np.ndarray:
+        """Contents after a run: spm uint16, vmem and acc float32, [rows, lanes].
+
+        Lanes that the run has not written hold anything.
+        """
+        return self._machine.peek(memory)
+
+    def peek_written(self, memory: str) -> np.ndarray:
+        """bool [rows, lanes]: what the last run has written; needs checks=True."""
+        if not self.checks:
+            raise ValueError("peek_written needs Sim(checks=True): writes are not recorded without")
+        return self._machine.peek_written(memory).view(bool)

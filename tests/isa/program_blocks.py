@@ -1,0 +1,351 @@
+"""Blocks of random programs: single instructions, loops over registers, pipelines of two queues.
+
+Values are drawn so that most blocks are legal; the grower throws the others away.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tapeout.chip import Chip
+from tapeout.isa import Addr, Count, HbmAddr, Instruction, Kind, Operand, dma, mxu, seq, vpu
+from tapeout.isa.interp import Run
+from tapeout.isa.program import channel_bit
+from tapeout.isa.seq import Alu
+
+DATA, OUTPUT, TABLE = 0, 1, 2  # base registers
+MXU, VPU, DMA0 = 0, 1, 2
+INDEX_ROWS = 4  # the last rows of vmem hold indices; nothing else writes there
+
+
+@dataclass
+class Block:
+    """Instructions by queue; the first of each carries the tokens that the block turns out to need.
+
+    `depths[queue][position]` is the number of loops of the block around an instruction.
+    """
+
+    streams: dict[int, list[Instruction]]
+    depths: dict[int, dict[int, int]] = field(default_factory=dict)
+
+
+def propose(rng: random.Random, chip: Chip, run: Run) -> Block:
+    """One block, by chance, that may or may not be legal in the present state of the run."""
+    maker = Maker(rng, chip, run)
+    kinds: list[tuple[int, Callable[[], Block]]] = [
+        (4, maker.load),
+        (2, maker.store),
+        (1, maker.indices),
+        (6, maker.map),
+        (4, maker.multiply),
+        (2, maker.scalar),
+        (3, maker.loop),
+        (2, maker.pipeline),
+    ]
+    return rng.choices([make for _, make in kinds], [weight for weight, _ in kinds])[0]()
+
+
+class Maker:
+    """Draws instructions for one queue after another."""
+
+    def __init__(self, rng: random.Random, chip: Chip, run: Run) -> None:
+        self.rng, self.chip, self.run = rng, chip, run
+        self.lanes = chip.lanes
+        self.vmem_rows = chip.vmem.rows - INDEX_ROWS
+
+    # --- values ---
+
+    def dma_queue(self) -> int:
+        return DMA0 + self.rng.randrange(self.chip.dma.queues)
+
+    def split(self, queue: int, value: int, bits: int) -> tuple[int, int]:
+        """(imm, register) of a value, through a register of the queue where one suits."""
+        registers = self.run.queues[queue].registers
+        suits = [r for r in range(1, 9) if 0 < registers[r] <= value < 1 << bits]
+        if suits and self.rng.random() < 0.5:
+            register = self.rng.choice(suits)
+            return value - registers[register], register
+        return value, 0
+
+    def addr(self, queue: int, value: int) -> Addr:
+        return Addr(*self.split(queue, value, 20))
+
+    def count(self, queue: int, value: int) -> Count:
+        return Count(*self.split(queue, value, 16))
+
+    def hbm(self, queue: int, base: int, offset: int) -> HbmAddr:
+        return HbmAddr(base, *self.split(queue, offset, 40))
+
+    def row(self, memory: str, written: int = 0, even: bool = False) -> int:
+        """A row; with `written`, preferably the first of that many with data."""
+        values = {"spm": self.run.core.spm, "vmem": self.run.core.vmem, "acc": self.run.core.acc}
+        rows = values[memory].written.all(axis=1)
+        limit = self.vmem_rows if memory == "vmem" else len(rows)
+        stripe = {"spm": self.chip.spm.rows_per_stripe, "acc": self.chip.acc.rows_per_stripe}
+        for _ in range(20):
+            start = self.rng.randrange(0, limit, stripe.get(memory, limit))
+            start += self.rng.randrange(min(48, limit))
+            start -= start % 2 if even else 0
+            if not written or rows[start : start + written].all():
+                return start
+        return start
+
+    # --- single instructions ---
+
+    def one(self, queue: int, instruction: Instruction) -> Block:
+        return Block({queue: [instruction]})
+
+    def load(self) -> Block:
+        queue, rng = self.dma_queue(), self.rng
+        return self.one(queue, self.transfer(queue, dma.Load, rng.choice(list(dma.HbmFormat))))
+
+    def store(self) -> Block:
+        queue = self.dma_queue()
+        fmt = self.rng.choice([dma.HbmFormat.BF16, dma.HbmFormat.FP32])
+        return self.one(queue, self.transfer(queue, dma.Store, fmt))
+
+    def transfer(self, queue: int, cls: type, fmt: dma.HbmFormat) -> Instruction:
+        rng, is_load = self.rng, cls is dma.Load
+        wide = fmt in (dma.HbmFormat.BF16, dma.HbmFormat.FP32)
+        memory = dma.Memory.VMEM if wide and rng.random() < 0.4 else dma.Memory.SPM
+        pairs = memory == dma.Memory.SPM and fmt == dma.HbmFormat.FP32
+        lanes = self.lanes if rng.random() < 0.6 else rng.randrange(1, self.lanes + 1)
+        lanes += lanes % 2 if fmt.format.bits < 8 else 0
+        rows = 32 * rng.randrange(3) if fmt.format.is_block else rng.randrange(13)
+        indexed = wide and rng.random() < 0.2
+        outer = rng.choice([1, 1, 1, 0, 2, 3])
+        size = 1 if fmt.format.is_block else fmt.format.bytes_for(1, lanes)
+        row = self.row(memory.name.lower(), 0 if is_load else (2 if pairs else 1) * rows, pairs)
+        return cls(
+            hbm=self.hbm(queue, DATA if is_load else OUTPUT, rng.randrange(0, 2048)),
+            format=fmt,
+            memory=memory,
+            row=self.addr(queue, row),
+            lane=rng.randrange(self.lanes - lanes + 1),
+            lanes=lanes,
+            rows=self.count(queue, rows),
+            row_bytes=rng.choice([size, size, 2 * size, size + 1, 0, 1]),
+            row_stride=(2 if pairs else 1) * rng.choice([1, 1, 1, 2, 3]),
+            outer=self.count(queue, outer),
+            outer_bytes=rng.choice([0, 100, 700]),
+            outer_rows=rng.choice([0, 16, 40]),
+            indexed=indexed,
+            index_rows=Addr(self.vmem_rows if indexed else 0),
+        )
+
+    def indices(self) -> Block:
+        queue = self.dma_queue()
+        return self.one(
+            queue,
+            dma.Load(
+                hbm=HbmAddr(TABLE, 4 * self.rng.randrange(32)),
+                format=dma.HbmFormat.FP32,
+                memory=dma.Memory.VMEM,
+                row=Addr(self.vmem_rows),
+                lanes=self.lanes,
+                rows=Count(INDEX_ROWS),
+                row_bytes=4 * self.lanes,
+            ),
+        )
+
+    def scalar(self) -> Block:
+        rng, queue = self.rng, self.rng.randrange(self.chip.queue_count)
+        dst, a, b = rng.randrange(1, 9), rng.randrange(9), rng.randrange(9)
+        makes: list[Callable[[], Instruction]] = [
+            lambda: seq.Set(dst=dst, value=rng.choice([0, 1, 3, 8, 16, 40, -1, -(2**47)])),
+            lambda: seq.AluOp(
+                op=rng.choice(list(Alu)), dst=dst, a=a, b=b, imm=rng.randrange(-3, 9)
+            ),
+            lambda: seq.Load(dst=dst, src=HbmAddr(TABLE, 4 * rng.randrange(64))),
+            lambda: seq.Load(dst=dst, src=HbmAddr(OUTPUT, 4 * rng.randrange(512))),
+            lambda: seq.Nop(drain=True),
+        ]
+        return self.one(queue, rng.choice(makes)())
+
+    def operand(self, kinds: list[Kind], span: int, result: bool = False) -> Operand:
+        """An operand over about `span` rows."""
+        rng, kind = self.rng, self.rng.choice(kinds)
+        if kind == Kind.NONE:
+            return Operand()
+        if kind == Kind.IMMEDIATE:
+            value = rng.choice([0.0, -0.0, 1.0, 0.125, -3.0, float("inf"), float("nan"), 2.0**-126])
+            return Operand(kind, value=value)
+        pair = 2 if kind == Kind.SPM_FP32 else 1
+        memory = {Kind.SPM_BF16: "spm", Kind.SPM_FP32: "spm", Kind.ACC: "acc"}.get(kind, "vmem")
+        row = self.row(memory, 0 if result else pair * span, pair == 2)
+        imm, reg = self.split(VPU, row, 20)
+        tile, step = rng.choice([(0, 1), (16, 1), (1, 4), (0, 0), (8, 2)])
+        if pair == 2 and imm % 2:
+            imm, reg = row, 0
+        return Operand(kind, imm, reg, pair * tile, pair * step)
+
+    def map(self) -> Block:
+        return self.one(VPU, self.chain())
+
+    def chain(self) -> Instruction:
+        rng = self.rng
+        rows_in = [Kind.SPM_BF16, Kind.SPM_FP32, Kind.VMEM, Kind.VMEM, Kind.ACC]
+        others = [*rows_in, Kind.ROW_SCALAR, Kind.IMMEDIATE, Kind.IMMEDIATE]
+        combine, combine2 = rng.choice(list(vpu.Combine)), rng.choice(list(vpu.Combine2))
+        reduce = rng.choice([*[vpu.Reduce.NONE] * 4, *vpu.Reduce])
+        mask = rng.choice([*[vpu.Mask.NONE] * 3, *vpu.Mask])
+        tiles, rows = rng.choice([1, 1, 2, 3]), rng.choice([1, 2, 4, 7, self.lanes + 3])
+        three = combine in (vpu.Combine.FMA, vpu.Combine.FMS, vpu.Combine.SELECT)
+        a = self.operand([*rows_in, *([] if mask else [Kind.IMMEDIATE])], rows)
+        stores = [*rows_in, *([Kind.NONE] if reduce else [])]
+        dst = a if rng.random() < 0.2 else self.operand(stores, rows, result=True)
+        full = tiles * self.lanes
+        index = self.vmem_rows if mask == vpu.Mask.NOT_INDEX else rng.randrange(-2, full + 2)
+        return vpu.Map(
+            tiles=tiles,
+            rows=self.count(VPU, rows),
+            width=Count(rng.choice([0, 0, full, rng.randrange(1, full + 1)])),
+            a=a,
+            b=self.operand(others, rows) if combine != vpu.Combine.A else Operand(),
+            c=self.operand(others, rows) if three else Operand(),
+            d=self.operand(others, rows) if combine2 != vpu.Combine2.U else Operand(),
+            dst=dst if dst.kind != Kind.IMMEDIATE else Operand(Kind.VMEM, row_stride=1),
+            roll=rng.choice([0, 0, 1, self.lanes - 1]),
+            xor=rng.choice([0, 0, 1, self.lanes // 2]),
+            lane_begin=rng.choice([0, 0, 2]),
+            lane_end=rng.choice([0, 0, self.lanes - 1]),
+            combine=combine,
+            function=rng.choice([*[vpu.Function.NONE] * 8, *vpu.Function]),
+            combine2=combine2,
+            mask=mask,
+            limit=index,
+            limit_step=rng.randrange(2) if mask == vpu.Mask.BELOW else 0,
+            reduce=reduce,
+            reduce_dst=self.addr(VPU, self.row("vmem")) if reduce else Addr(),
+            reduce_accumulate=reduce not in (vpu.Reduce.NONE, vpu.Reduce.ARGMAX)
+            and rng.random() < 0.3,
+        )
+
+    def multiply(self) -> Block:
+        """A load with one or two matmuls, or with an unload."""
+        rng = self.rng
+        stream: list[Instruction] = [self.weights()]
+        if rng.random() < 0.2:
+            stream.append(mxu.Unload(dst=self.addr(MXU, self.row("acc"))))
+        else:
+            stream += [self.matmul() for _ in range(rng.choice([1, 1, 2]))]
+        return Block({MXU: stream})
+
+    def weights(self) -> Instruction:
+        rng, transposed = self.rng, self.rng.random() < 0.4
+        k, n = rng.randrange(1, self.chip.mxu.rows + 1), rng.randrange(1, self.lanes + 1)
+        return mxu.Load(
+            src=self.addr(MXU, self.row("spm", n if transposed else k)),
+            stride=rng.choice([1, 1, 1, 2]),
+            k=self.count(MXU, k),
+            n=self.count(MXU, n),
+            transposed=transposed,
+        )
+
+    def matmul(self) -> Instruction:
+        rng, rows = self.rng, self.rng.choice([1, 2, 5, 12])
+        return mxu.Matmul(
+            src=self.addr(MXU, self.row("spm", rows)),
+            stride=rng.choice([1, 1, 1, 2, 3]),
+            inner=rng.choice([0, 0, 2]),
+            outer_stride=rng.choice([0, 3, 8]),
+            rows=self.count(MXU, rows),
+            dst=self.addr(MXU, self.row("acc")),
+            accumulate=rng.choice([mxu.Accumulate.WRITE, *mxu.Accumulate]),
+        )
+
+    # --- several instructions ---
+
+    def body(self, queue: int) -> list[Instruction]:
+        if queue == MXU:
+            return self.multiply().streams[MXU]
+        if queue == VPU:
+            return [self.chain()]
+        make = self.rng.choice([self.load, self.store])
+        return [next(iter(make().streams.values()))]
+
+    def loop(self) -> Block:
+        """A loop, perhaps within a loop, perhaps of no trips, whose register moves each time."""
+        rng, queue = self.rng, self.rng.randrange(self.chip.queue_count)
+        body = [*self.body(queue), seq.AluOp(dst=1, a=1, imm=rng.choice([0, 1, 2, 16]))]
+        rng.shuffle(body)
+        count = rng.choice([1, 2, 3, 0, -1])
+        stream: list[Instruction] = [seq.Set(dst=1, value=rng.randrange(4))]
+        if count < 0:
+            stream.append(seq.Set(dst=9, value=count))
+        trips = Count(0, 9) if count < 0 else Count(count)
+        depths: dict[int, int] = {}
+        nested = rng.random() < 0.3
+        if nested:
+            stream.append(seq.Loop(count=Count(rng.choice([1, 2])), length=len(body) + 1))
+            depths[len(stream)] = 1
+        stream.append(seq.Loop(count=trips, length=len(body)))
+        for at in range(len(body)):
+            depths[len(stream) + at] = 2 if nested else 1
+        return Block({queue: [*stream, *body]}, {queue: depths})
+
+    def pipeline(self) -> Block:
+        """A dma queue fills two slots in turn, mxu or vpu empties them, credits flow back."""
+        rng, producer, consumer = self.rng, self.dma_queue(), self.rng.choice([MXU, VPU])
+        stripe, per_pair = self.chip.spm.rows_per_stripe, self.chip.tokens.channels_per_pair
+        full, free = rng.randrange(per_pair), rng.randrange(per_pair)
+        slot = stripe * rng.randrange(self.chip.spm.stripes - 1)
+        count, rows = rng.choice([1, 2, 5]), rng.randrange(1, self.chip.mxu.rows + 1)
+
+        def bit(queue: int, peer: int, channel: int) -> int:
+            return 1 << channel_bit(queue, peer, channel, per_pair)
+
+        def next_slot(register: int) -> list[Instruction]:
+            return [
+                seq.AluOp(dst=register, a=register, imm=stripe),
+                seq.AluOp(op=Alu.WRAP, dst=register, a=register, imm=2 * stripe),
+            ]
+
+        row_bytes = 2 * self.lanes
+        fill = dma.Load(
+            hbm=HbmAddr(DATA, 0, 11),
+            row=Addr(slot, 10),
+            lanes=self.lanes,
+            rows=Count(rows),
+            row_bytes=row_bytes,
+            waits=bit(producer, consumer, free),
+            posts=bit(producer, consumer, full),
+        )
+        step = seq.AluOp(dst=11, a=11, imm=rows * row_bytes)
+        feed = [fill, step, *next_slot(10)]
+        use: list[Instruction] = [
+            vpu.Map(
+                rows=Count(rows),
+                a=Operand(Kind.SPM_BF16, slot, 10, row_stride=1),
+                dst=Operand(rng.choice([Kind.ACC, Kind.VMEM]), self.row("acc") % 64, row_stride=1),
+                waits=bit(consumer, producer, full),
+                posts=bit(consumer, producer, free),
+            )
+        ]
+        if consumer == MXU:
+            use = [
+                mxu.Load(
+                    src=Addr(slot, 10),
+                    k=Count(rows),
+                    n=Count(self.lanes),
+                    waits=bit(consumer, producer, full),
+                    posts=bit(consumer, producer, free),
+                ),
+                self.matmul(),
+            ]
+        use += next_slot(10)
+        start = [seq.Nop(), seq.Set(dst=10, value=0)]
+        give = seq.Nop(posts=bit(consumer, producer, free))
+        take = seq.Nop(waits=bit(producer, consumer, free))
+        trips = seq.Loop(count=Count(count), length=len(feed))
+        streams = {
+            producer: [*start, seq.Set(dst=11, value=0), trips, *feed, take, take],
+            consumer: [*start, give, give, seq.Loop(count=Count(count), length=len(use)), *use],
+        }
+        if rng.random() < 0.3:  # the second credit only after the first iteration
+            streams[consumer] = [*start, give, seq.Loop(count=Count(count), length=len(use)), *use]
+            streams[producer] = [*start, seq.Set(dst=11, value=0), trips, *feed, take]
+        depths = {
+            consumer: {len(streams[consumer]) - 1 - at: 1 for at in range(len(use))},
+        }
+        return Block(streams, depths)

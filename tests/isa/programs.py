@@ -1,0 +1,248 @@
+"""Random programs that are legal and free of races, for comparing targets bit by bit.
+
+    case = random_program(seed)
+    target = Interp(case.chip)            # or Sim
+    outputs = case.run(target)            # {"b1": bytes, "spm": ..., "vmem": ..., "acc": ...}
+
+A program grows block by block (`program_blocks`). Each block runs at once on a copy of the definition's
+own state; where the checker finds an unordered access, the block gets a token from the queue it names,
+or `drain`, and runs again; what is illegal for other reasons is thrown away. So every program is sound
+by construction, and its tokens are about the fewest that it needs.
+"""
+
+import copy
+import dataclasses
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from program_blocks import Block, propose
+
+from tapeout.chip import Chip, load
+from tapeout.isa import Program, Segment, seq
+from tapeout.isa.errors import ProgramError
+from tapeout.isa.instruction import Instruction, When
+from tapeout.isa.interp import Interp, Loaded, Run
+from tapeout.isa.program import channel_bit
+
+DATA, OUTPUT, TABLE = 0, 1, 2  # base registers
+DATA_BYTES, OUTPUT_BYTES, TABLE_BYTES = 16384, 8192, 1024
+
+
+@dataclass
+class Case:
+    """A program with its HBM contents by base: (bytes, writable)."""
+
+    chip: Chip
+    program: Program
+    segments: dict[int, tuple[bytes, bool]]
+
+    def load(self, target: Any) -> tuple[Any, dict[int, tuple[int, int, bool]]]:
+        """(handle, bases) with the segments written to fresh memory of the target."""
+        bases = {}
+        for base, (data, writable) in self.segments.items():
+            address = target.allocate(len(data))
+            target.write(address, data)
+            bases[base] = (address, len(data), writable)
+        return target.load(self.program, bases), bases
+
+    def run(self, target: Any, **options: Any) -> dict[str, Any]:
+        """What the program leaves: writable segments, and on-chip memories (0 where unwritten)."""
+        handle, bases = self.load(target)
+        target.run(handle, **options)
+        out: dict[str, Any] = {}
+        for base, (address, nbytes, writable) in bases.items():
+            if writable:
+                out[f"b{base}"] = np.asarray(target.read(address, nbytes)).tobytes()
+        for memory in ("spm", "vmem", "acc"):
+            values = np.ascontiguousarray(target.peek(memory))
+            bits = values.view(np.uint16 if memory == "spm" else np.uint32)
+            out[memory] = np.where(target.peek_written(memory), bits, 0)
+        return out
+
+
+class Unordered(Exception):
+    """The checker's finding at a queue's pc: queue `peer` has an access that nothing orders."""
+
+    def __init__(self, queue: int, pc: int, peer: int) -> None:
+        super().__init__(queue, pc, peer)
+        self.queue, self.pc, self.peer = queue, pc, peer
+
+
+class Trial(Run):
+    """A run that grows: streams have no end, and findings come as `Unordered`."""
+
+    def judge(self, queue: Any, mnemonic: str) -> None:
+        finding = self.checker.check(queue.number, queue.issued, mnemonic, self.log.accesses)
+        if finding is not None and finding.peer >= 0:
+            raise Unordered(queue.number, queue.pc, finding.peer)
+        if finding is not None or self.log.unwritten:
+            raise ProgramError("not a legal block")
+
+    def fork(self) -> "Trial":
+        shared = (self.chip, self.decoded, self.program)
+        return copy.deepcopy(self, {id(item): item for item in shared})
+
+    def drain(self, streams: dict[int, list[Instruction]]) -> None:
+        """Runs the streams' instructions, appended to the queues, to their end."""
+        for number, stream in streams.items():
+            self.queues[number].words += [i.encode() for i in stream]
+            self.queues[number].halted = False
+        moved = True
+        while moved:
+            moved = False
+            for queue in self.queues:
+                if queue.pc < len(queue.words) and self.step(queue):
+                    moved = True
+        if any(q.pc < len(q.words) for q in self.queues):
+            raise AssertionError("a block of the generator deadlocks")
+
+
+@dataclass
+class Fix:
+    """What a block needs to be sound: tokens (producer, consumer) at its entry, drains by place."""
+
+    tokens: list[tuple[int, int]] = field(default_factory=list)
+    drains: set[tuple[int, int]] = field(default_factory=set)
+
+
+class Grower:
+    """A program as it grows."""
+
+    def __init__(self, chip: Chip, rng: random.Random) -> None:
+        self.chip, self.rng = chip, rng
+        data = np.random.default_rng(rng.randrange(1 << 32))
+        self.segments = {
+            DATA: (_plausible_data(data), False),
+            OUTPUT: (bytes(OUTPUT_BYTES), True),
+            TABLE: (data.integers(0, 12, TABLE_BYTES // 4, np.int32).tobytes(), False),
+        }
+        target = Interp(chip, hbm_bytes=1 << 20)
+        bases = {}
+        for base, (raw, writable) in self.segments.items():
+            address = target.allocate(len(raw))
+            target.write(address, raw)
+            bases[base] = (address, len(raw), writable)
+        target._hbm.bases = bases
+        self.run = Trial(target, Loaded(Program(chip.name, {}), {}, bases), None)
+        self.streams: list[list[Instruction]] = [[] for _ in chip.queue_names]
+        self.looped: list[dict[int, int]] = [{} for _ in chip.queue_names]  # pc: loop depth
+
+    def grow(self) -> bool:
+        """Adds one block; False if the proposal cannot be made sound."""
+        block = propose(self.rng, self.chip, self.run)
+        fix = Fix()
+        for _ in range(24):
+            trial = self.run.fork()
+            try:
+                streams, looped, changes = self._apply(trial, block, fix)
+                trial.drain(streams)
+            except Unordered as finding:
+                if not self._mend(fix, finding):
+                    return False
+                continue
+            except ProgramError:
+                return False
+            self._commit(trial, streams, looped, changes)
+            return True
+        return False
+
+    def _mend(self, fix: Fix, finding: Unordered) -> bool:
+        at = finding.pc - len(self.streams[finding.queue])
+        if finding.peer == finding.queue:
+            place = (finding.queue, at)
+            if place in fix.drains:
+                return False
+            fix.drains.add(place)
+            return True
+        token = (finding.peer, finding.queue)
+        if token in fix.tokens or not self.streams[finding.peer]:
+            return False  # the tokens of the block itself do not order it
+        fix.tokens.append(token)
+        return True
+
+    def _apply(self, trial: Trial, block: Block, fix: Fix) -> Any:
+        """(streams, loop depths, changed tails) of the block with its fixes; posts made on trial."""
+        streams = {q: list(s) for q, s in block.streams.items()}
+        depths = {q: dict(d) for q, d in block.depths.items()}
+        for q, at in fix.drains:
+            streams[q][at] = dataclasses.replace(streams[q][at], drain=True)
+        changes: dict[tuple[int, int], Instruction] = {}
+        per_pair = self.chip.tokens.channels_per_pair
+        for producer, consumer in fix.tokens:
+            pc = trial.checker.pcs[producer][-1]
+            tail = changes.get((producer, pc), self.streams[producer][pc])
+            free = [c for c in range(per_pair) if self._is_free(trial, producer, consumer, c, tail)]
+            if not free:
+                raise ProgramError("every channel of the pair is taken")
+            channel = self.rng.choice(free)
+            waits = 1 << channel_bit(consumer, producer, channel, per_pair)
+            posts = 1 << channel_bit(producer, consumer, channel, per_pair)
+            entry = streams[consumer][0]
+            streams[consumer][0] = dataclasses.replace(entry, waits=entry.waits | waits)
+            clock = trial.checker.clocks[producer].copy()
+            clock[producer] = trial.queues[producer].issued
+            link = trial.channel(producer, consumer, channel)
+            link.clocks.append(clock)
+            link.posted += 1
+            in_loop = self.looped[producer].get(pc, 0)
+            if in_loop:
+                assert in_loop == 1 and (not tail.posts or tail.post_when == When.LAST)
+                tail = dataclasses.replace(tail, post_when=When.LAST)
+            changes[producer, pc] = dataclasses.replace(tail, posts=tail.posts | posts)
+        return streams, depths, changes
+
+    def _is_free(
+        self, trial: Trial, producer: int, consumer: int, channel: int, tail: Instruction
+    ) -> bool:
+        bit = channel_bit(producer, consumer, channel, self.chip.tokens.channels_per_pair)
+        posted = trial.channel(producer, consumer, channel).posted
+        return not tail.posts >> bit & 1 and posted < self.chip.tokens.capacity - 8
+
+    def _commit(self, trial: Trial, streams: Any, looped: Any, changes: Any) -> None:
+        for (q, pc), instruction in changes.items():
+            self.streams[q][pc] = instruction
+        for q, stream in streams.items():
+            start = len(self.streams[q])
+            self.streams[q] += stream
+            self.looped[q].update({start + at: depth for at, depth in looped.get(q, {}).items()})
+        self.run = trial
+        for q in streams:
+            pc = trial.checker.pcs[q][-1]
+            tail = self.streams[q][pc]
+            depth = self.looped[q].get(pc, 0)
+            if depth > 1 or (depth == 1 and tail.posts) or self.rng.random() < 0.3:
+                nop = [seq.Nop(drain=self.rng.random() < 0.3)]
+                self.run.drain({q: nop})
+                self.streams[q] += nop
+
+    def finish(self) -> Case:
+        names = self.chip.queue_names
+        streams = {n: [*s, seq.Halt()] for n, s in zip(names, self.streams, strict=True) if s}
+        segments = [
+            Segment(f"segment {b}", b, len(raw), w) for b, (raw, w) in self.segments.items()
+        ]
+        return Case(self.chip, Program(self.chip.name, streams, segments), self.segments)
+
+
+def _plausible_data(rng: np.random.Generator) -> bytes:
+    """bf16 of ordinary size, with a few zeros, subnormals, infinities and NaN among them."""
+    values = (rng.standard_normal(DATA_BYTES // 2) * 2.0 ** rng.integers(-3, 4)).astype(np.float32)
+    bits = (values.view(np.uint32) >> 16).astype(np.uint16)
+    odd = rng.random(bits.shape) < 0.02
+    bits[odd] = rng.choice(
+        np.array([0, 0x8000, 1, 0x8001, 0x7F80, 0xFF80, 0x7FC1], np.uint16), odd.sum()
+    )
+    return bits.tobytes()
+
+
+def random_program(seed: int, chip: Chip | None = None, blocks: int = 25) -> Case:
+    """A program of `blocks` blocks, the same for the same seed and chip."""
+    grower = Grower(chip or load("tiny"), random.Random(seed))
+    left = blocks
+    for _ in range(20 * blocks):
+        left -= grower.grow()
+        if left <= 0:
+            break
+    return grower.finish()
