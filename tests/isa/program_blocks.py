@@ -36,13 +36,45 @@ def propose(rng: random.Random, chip: Chip, run: Run) -> Block:
         (4, maker.load),
         (2, maker.store),
         (1, maker.indices),
-        (6, maker.map),
-        (4, maker.multiply),
+        (9, maker.map),
+        (6, maker.multiply),
         (2, maker.scalar),
-        (3, maker.loop),
-        (2, maker.pipeline),
+        (2, maker.loop),
+        (1, maker.pipeline),
     ]
     return rng.choices([make for _, make in kinds], [weight for weight, _ in kinds])[0]()
+
+
+def prologue(rng: random.Random, chip: Chip) -> list[Block]:
+    """Data for the first operands: some stripes of spm, half of vmem, two stripes of acc."""
+    spm = chip.spm.rows_per_stripe
+    shape = {"lanes": chip.lanes, "rows": Count(48)}
+    blocks = []
+    for stripe in rng.sample(range(chip.spm.stripes), min(6, chip.spm.stripes)):
+        load = dma.Load(
+            hbm=HbmAddr(DATA, 64 * stripe),
+            row=Addr(stripe * spm),
+            row_bytes=2 * chip.lanes,
+            **shape,
+        )
+        blocks.append(Block({DMA0 + rng.randrange(chip.dma.queues): [load]}))
+    vmem = dma.Load(
+        hbm=HbmAddr(DATA, 2048),
+        format=dma.HbmFormat.FP32,
+        memory=dma.Memory.VMEM,
+        row=Addr(0),
+        row_bytes=4 * chip.lanes,
+        **shape,
+    )
+    blocks.append(Block({DMA0: [vmem]}))
+    for stripe in rng.sample(range(chip.acc.stripes), min(2, chip.acc.stripes)):
+        copy = vpu.Map(
+            rows=Count(48),
+            a=Operand(Kind.VMEM, 0, row_stride=1),
+            dst=Operand(Kind.ACC, stripe * chip.acc.rows_per_stripe, row_stride=1),
+        )
+        blocks.append(Block({VPU: [copy]}))
+    return blocks
 
 
 class Maker:
@@ -174,7 +206,8 @@ class Maker:
         memory = {Kind.SPM_BF16: "spm", Kind.SPM_FP32: "spm", Kind.ACC: "acc"}.get(kind, "vmem")
         row = self.row(memory, 0 if result else pair * span, pair == 2)
         imm, reg = self.split(VPU, row, 20)
-        tile, step = rng.choice([(0, 1), (16, 1), (1, 4), (0, 0), (8, 2)])
+        apart = [(24, 1), (1, 4), (40, 2)]
+        tile, step = rng.choice(apart if result else [*apart, (0, 1), (0, 0), (1, 0)])
         if pair == 2 and imm % 2:
             imm, reg = row, 0
         return Operand(kind, imm, reg, pair * tile, pair * step)
@@ -262,7 +295,7 @@ class Maker:
         if queue == VPU:
             return [self.chain()]
         make = self.rng.choice([self.load, self.store])
-        return [next(iter(make().streams.values()))]
+        return next(iter(make().streams.values()))
 
     def loop(self) -> Block:
         """A loop, perhaps within a loop, perhaps of no trips, whose register moves each time."""

@@ -4,10 +4,10 @@
     target = Interp(case.chip)            # or Sim
     outputs = case.run(target)            # {"b1": bytes, "spm": ..., "vmem": ..., "acc": ...}
 
-A program grows block by block (`program_blocks`). Each block runs at once on a copy of the definition's
-own state; where the checker finds an unordered access, the block gets a token from the queue it names,
-or `drain`, and runs again; what is illegal for other reasons is thrown away. So every program is sound
-by construction, and its tokens are about the fewest that it needs.
+A program grows block by block (`program_blocks`). Each block runs at once on a copy of the
+definition's own state; where the checker finds an unordered access, the block gets a token from the
+queue it names, or `drain`, and runs again; what is illegal for other reasons is thrown away. So
+every program is sound by construction, and its tokens are about the fewest that it needs.
 """
 
 import copy
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from program_blocks import Block, propose
+from program_blocks import Block, prologue, propose
 
 from tapeout.chip import Chip, load
 from tapeout.isa import Program, Segment, seq
@@ -131,7 +131,10 @@ class Grower:
 
     def grow(self) -> bool:
         """Adds one block; False if the proposal cannot be made sound."""
-        block = propose(self.rng, self.chip, self.run)
+        return self.add(propose(self.rng, self.chip, self.run))
+
+    def add(self, block: Block) -> bool:
+        """Makes a block sound and appends it, or drops it."""
         fix = Fix()
         for _ in range(24):
             trial = self.run.fork()
@@ -163,7 +166,7 @@ class Grower:
         return True
 
     def _apply(self, trial: Trial, block: Block, fix: Fix) -> Any:
-        """(streams, loop depths, changed tails) of the block with its fixes; posts made on trial."""
+        """(streams, loop depths, changed tails) of the block with its fixes; posts to `trial`."""
         streams = {q: list(s) for q, s in block.streams.items()}
         depths = {q: dict(d) for q, d in block.depths.items()}
         for q, at in fix.drains:
@@ -188,7 +191,8 @@ class Grower:
             link.posted += 1
             in_loop = self.looped[producer].get(pc, 0)
             if in_loop:
-                assert in_loop == 1 and (not tail.posts or tail.post_when == When.LAST)
+                assert in_loop == 1, "tails of nested loops are followed by a nop"
+                assert not tail.posts or tail.post_when == When.LAST
                 tail = dataclasses.replace(tail, post_when=When.LAST)
             changes[producer, pc] = dataclasses.replace(tail, posts=tail.posts | posts)
         return streams, depths, changes
@@ -231,15 +235,16 @@ def _plausible_data(rng: np.random.Generator) -> bytes:
     values = (rng.standard_normal(DATA_BYTES // 2) * 2.0 ** rng.integers(-3, 4)).astype(np.float32)
     bits = (values.view(np.uint32) >> 16).astype(np.uint16)
     odd = rng.random(bits.shape) < 0.02
-    bits[odd] = rng.choice(
-        np.array([0, 0x8000, 1, 0x8001, 0x7F80, 0xFF80, 0x7FC1], np.uint16), odd.sum()
-    )
+    special = np.array([0, 0x8000, 1, 0x8001, 0x7F80, 0xFF80, 0x7FC1], np.uint16)
+    bits[odd] = rng.choice(special, odd.sum())
     return bits.tobytes()
 
 
 def random_program(seed: int, chip: Chip | None = None, blocks: int = 25) -> Case:
     """A program of `blocks` blocks, the same for the same seed and chip."""
     grower = Grower(chip or load("tiny"), random.Random(seed))
+    for block in prologue(grower.rng, grower.chip):
+        grower.add(block)
     left = blocks
     for _ in range(20 * blocks):
         left -= grower.grow()

@@ -120,6 +120,7 @@ def test_nan_immediates_are_canonical() -> None:
     back = decode(i.encode())
     assert isinstance(back, vpu.Map)
     assert math.isnan(back.a.value)
+    assert back == i
     assert back.encode() == i.encode()
 
 

@@ -23,7 +23,7 @@ EXACT = {  # functions whose results are exact
     Function.NONE: lambda x: x,
     Function.ABS: abs,
     Function.NEG: lambda x: -x,
-    # FLOOR_LINE
+    Function.FLOOR: lambda x: float(np.floor(x)),
 }
 COMBINE = {
     Combine.A: lambda a, b, c: a,
@@ -78,7 +78,7 @@ def reference(core: Core, i: Map) -> tuple[dict, dict]:
         for m in range(i.rows.imm):
             for lane in range(LANES):
                 g = t * LANES + lane
-                if g >= width:
+                if g >= width or not i.lane_begin <= lane < (i.lane_end or LANES):
                     continue
                 source = ((lane + i.roll) % LANES) ^ i.xor
                 a = read(core, i.a, t, m, source)
@@ -89,17 +89,17 @@ def reference(core: Core, i: Map) -> tuple[dict, dict]:
                     a = -math.inf if g == index else a
                 b, c, d = (read(core, o, t, m, lane) for o in (i.b, i.c, i.d))
                 u = EXACT[i.function](COMBINE[i.combine](a, b, c))
-                values[m, g] = COMBINE2[i.combine2](u, d)
-                if i.lane_begin <= lane < (i.lane_end or LANES):
-                    stored[t, m, lane] = values[m, g]
+                stored[t, m, lane] = values[m, g] = COMBINE2[i.combine2](u, d)
     reduced = {}
     for m in range(i.rows.imm):
         row = {g: v for (mm, g), v in values.items() if mm == m}
         start = core.vmem.values[i.reduce_dst.imm + m // LANES, m % LANES]
         if i.reduce == Reduce.ARGMAX:
-            reduced[m] = min(g for g, v in row.items() if v == max(row.values()))
+            reduced[m] = min([g for g, v in row.items() if v == max(row.values())], default=0)
         elif i.reduce == Reduce.MAX:
-            reduced[m] = max([*row.values(), *([start] if i.reduce_accumulate else [])])
+            reduced[m] = max(
+                [*row.values(), *([start] if i.reduce_accumulate else [])], default=-math.inf
+            )
         elif i.reduce:
             power = 2 if i.reduce == Reduce.SUMSQ else 1
             total = sum(v**power for v in row.values())
@@ -184,6 +184,8 @@ def test_map_against_reference(i: Map, seed: int) -> None:
     execute(core, i)
     got = dataclasses.replace(i.dst, reg=0)
     for (t, m, lane), value in stored.items():
+        if i.dst.kind == Kind.SPM_BF16:
+            value = float(formats.bf16_to_f32(formats.f32_to_bf16(np.float32(value))))
         if i.dst.kind != Kind.NONE:
             assert read(core, got, t, m, lane) == value
     for m, value in reduced.items():

@@ -97,7 +97,8 @@ class Channel:
         if self.writing:
             self.writing = bool(self.writes) and (pending > DRAIN_LOW or not self.reads)
         else:
-            self.writing = pending >= DRAIN_HIGH or (bool(self.writes) and idle)
+            full = pending >= DRAIN_HIGH or bool(self.waiting)
+            self.writing = full or (bool(self.writes) and idle)
         active = self.writes if self.writing else self.reads
         done = self.column_command(now, active)
         self.row_command(now, active)

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tapeout.numerics import Format, Function, arith, formats, functions, mxu, reduce
+from tapeout.sim import _native
 
-_native = pytest.importorskip("tapeout.sim._native", reason="the native module is not built")
 native = _native.math
 
 SPECIAL_BITS = np.array(

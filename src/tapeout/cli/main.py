@@ -65,6 +65,12 @@ def _is_for_the_user(error: BaseException) -> bool:
     return ours or (isinstance(error, OSError) and error.filename is not None)
 
 
+def _one_line(error: BaseException) -> str:
+    """The error's text and notes; what it lists on lines of its own is joined by semicolons."""
+    lines = [*str(error).splitlines(), *getattr(error, "__notes__", ())]
+    return "; ".join(line.strip() for line in lines if line.strip()).replace(":;", ":")
+
+
 def main() -> None:
     """The console script."""
     try:
@@ -77,5 +83,5 @@ def main() -> None:
     except Exception as error:
         if not _is_for_the_user(error):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_one_line(error)}", file=sys.stderr)
         sys.exit(1)

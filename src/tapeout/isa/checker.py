@@ -26,7 +26,7 @@ import numpy as np
 from tapeout.chip import Chip
 
 from .errors import BankError, ProgramError, RaceError
-from .memory import Access
+from .memory import Access, are_distinct
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,9 @@ class Checker:
         )
 
     def _stripes(self, access: Access) -> np.ndarray:
-        return np.unique(access.rows // self.stripe_rows[access.memory])
+        size = self.stripe_rows[access.memory]
+        first, last = int(access.rows.min()) // size, int(access.rows.max()) // size
+        return np.array([first]) if first == last else np.unique(access.rows // size)
 
     # --- one instruction ---
 
@@ -210,7 +212,7 @@ class Checker:
         reads = [a for a in accesses if not a.write and a.memory != "hbm"]
         writes = [a for a in accesses if a.write and a.memory != "hbm"]
         for k, w in enumerate(writes):
-            if mnemonic == "vpu.map" and not w.packed and len(np.unique(w.rows)) < len(w.rows):
+            if mnemonic == "vpu.map" and not w.packed and not are_distinct(w.rows):
                 return Finding(RaceError, f"the result writes a row of {w.memory} more than once")
             for other in reads + writes[:k]:
                 if other.memory == w.memory and w.memory != "spm" and _collide(other, w):

@@ -85,6 +85,13 @@ class Load(_Transfer):
     mnemonic = "dma.load"
     opcode = 48
     engine = "dma"
+    faults = (
+        Fault.ILLEGAL_OPERAND,
+        Fault.SPM_BOUNDS,
+        Fault.VMEM_BOUNDS,
+        Fault.HBM_BOUNDS,
+    )
+    example = "dma.load hbm=b1[0+r3] format=q4_1 row=8192+r1 lanes=128 rows=128 posts=mxu.0"
 
     @staticmethod
     def execute(core, i) -> None:
@@ -104,6 +111,14 @@ class Store(_Transfer):
     mnemonic = "dma.store"
     opcode = 49
     engine = "dma"
+    faults = (
+        Fault.ILLEGAL_OPERAND,
+        Fault.SPM_BOUNDS,
+        Fault.VMEM_BOUNDS,
+        Fault.HBM_BOUNDS,
+        Fault.HBM_PROTECTION,
+    )
+    example = "dma.store hbm=b2[0] row=0 lanes=64 rows=16 row_bytes=1024 waits=vpu.0"
 
     @staticmethod
     def execute(core, i) -> None:

@@ -137,6 +137,10 @@ class Operand:
     }
     VALUE_SHIFT = 4  # the constant's 32 bits overlay the bits after `kind`
 
+    def __post_init__(self) -> None:
+        if math.isnan(self.value):  # one object, so that equal operands compare equal
+            object.__setattr__(self, "value", math.nan)
+
     def __str__(self) -> str:
         if self.kind == Kind.NONE:
             return "-"

@@ -79,6 +79,8 @@ class Instruction:
     mnemonic: ClassVar[str] = ""
     opcode: ClassVar[int] = -1
     engine: ClassVar[str] = ""  # "mxu", "vpu", "dma" or "seq" (runs on every queue)
+    faults: ClassVar[tuple[Fault, ...]] = ()  # that its execution can raise
+    example: ClassVar[str] = ""  # a line of assembly
 
     waits: int = declare(Bits(24), 0)  # mask over the queue's incoming channels
     posts: int = declare(Bits(24), 0)  # mask over the queue's outgoing channels
@@ -171,6 +173,18 @@ def register_numbers(instruction: Instruction) -> list[int]:
     return numbers
 
 
+@cache
+def _register_fields(opcode: int) -> list[tuple[str, Any]]:
+    """(name, spec) of the fields to which a register is added."""
+    layout = REGISTRY[opcode].layout()
+    names = {name for name, _, _ in layout}
+    return [
+        (name, spec)
+        for name, _, spec in layout
+        if not isinstance(spec, Bits) or f"{name}_reg" in names
+    ]
+
+
 class Resolved:
     """An instruction whose registers have been read: what `execute` and the closed forms take.
 
@@ -180,17 +194,19 @@ class Resolved:
 
     def __init__(self, instruction: Instruction, registers: Any) -> None:
         self.mnemonic = instruction.mnemonic
-        for name, _, _ in instruction.layout():
-            value = getattr(instruction, name)
-            if isinstance(value, (Addr, Count)):
-                value = value.imm + registers[value.reg]
-            elif isinstance(value, HbmAddr):
-                value = HbmAddr(value.base, value.offset + registers[value.reg])
-            elif isinstance(value, Operand) and value.reg:
-                value = dataclasses.replace(value, imm=value.imm + registers[value.reg], reg=0)
-            elif hasattr(instruction, f"{name}_reg"):
-                value = value + registers[getattr(instruction, f"{name}_reg")]
-            setattr(self, name, value)
+        resolved = self.__dict__
+        resolved.update(instruction.__dict__)
+        for name, spec in _register_fields(instruction.opcode):
+            value = resolved[name]
+            if spec is Addr or spec is Count:
+                resolved[name] = value.imm + registers[value.reg]
+            elif spec is HbmAddr:
+                resolved[name] = HbmAddr(value.base, value.offset + registers[value.reg])
+            elif spec is not Operand:
+                resolved[name] = value + registers[resolved[f"{name}_reg"]]
+            elif value.reg:
+                imm = value.imm + registers[value.reg]
+                resolved[name] = dataclasses.replace(value, imm=imm, reg=0)
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"no field {name}")

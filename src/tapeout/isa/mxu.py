@@ -32,8 +32,9 @@ class Accumulate(enum.IntEnum):
 class Load(Instruction):
     """Loads a stationary tile of k x n bf16 from spm into the shadow weights.
 
-    Straight: stationary[k, n] = spm[src + k * stride].lane[n], for k < `k`, n < `n`.
-    Transposed: stationary[k, n] = spm[src + n * stride].lane[k].
+        straight:   stationary[k, n] = spm[src + k * stride].lane[n]    for k < `k`, n < `n`
+        transposed: stationary[k, n] = spm[src + n * stride].lane[k]
+
     Rows of the array from `k` on are bypassed; columns from `n` on write nothing.
     1 <= k <= mxu.rows, 1 <= n <= mxu.cols, stride >= 1, else illegal operand.
     """
@@ -41,6 +42,11 @@ class Load(Instruction):
     mnemonic = "mxu.load"
     opcode = 16
     engine = "mxu"
+    faults = (
+        Fault.ILLEGAL_OPERAND,
+        Fault.SPM_BOUNDS,
+    )
+    example = "mxu.load src=8192+r1 k=128 n=96 waits=dma0.0 posts=dma0.0"
 
     src: Addr = declare(Addr)
     stride: int = declare(Bits(12), 1)
@@ -83,15 +89,26 @@ class Matmul(Instruction):
 
     If a load came since the last matmul, its weights become the active ones. With K x N active
     weights, for each m < rows and n < N:
-    moving row m is spm[src + (m // inner) * outer_stride + (m % inner) * stride] (inner = 0: m *
-    stride); s = -0.0; for k in 0..K-1: s = fma(moving[m, k], stationary[k, n], s);
-    acc[dst + m].lane[n] = s, or acc[dst + m].lane[n] + s when accumulating.
+
+        moving[m] = spm[src + (m // inner) * outer_stride + (m % inner) * stride]
+        s = -0.0; for k in 0..K-1: s = fma(moving[m, k], stationary[k, n], s)
+        acc[dst + m].lane[n] = s, or acc[dst + m].lane[n] + s when accumulating
+
+    With inner = 0, moving[m] = spm[src + m * stride].
     1 <= rows <= 65535; a matmul before any load is an illegal operand.
     """
 
     mnemonic = "mxu.matmul"
     opcode = 17
     engine = "mxu"
+    faults = (
+        Fault.ILLEGAL_OPERAND,
+        Fault.SPM_BOUNDS,
+        Fault.ACC_BOUNDS,
+    )
+    example = (
+        "mxu.matmul src=0+r2 rows=16 dst=256 accumulate=add_not_first posts=vpu.0 post_when=last"
+    )
 
     src: Addr = declare(Addr)
     stride: int = declare(Bits(12), 1)
@@ -146,6 +163,11 @@ class Unload(Instruction):
     mnemonic = "mxu.unload"
     opcode = 18
     engine = "mxu"
+    faults = (
+        Fault.ILLEGAL_OPERAND,
+        Fault.ACC_BOUNDS,
+    )
+    example = "mxu.unload dst=0 posts=vpu.1"
 
     dst: Addr = declare(Addr)
 

@@ -67,6 +67,7 @@ class Nop(Instruction):
     mnemonic = "seq.nop"
     opcode = 1
     engine = "seq"
+    example = "seq.nop waits=dma0.0,vpu.1 posts=dma1.0 drain"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +80,8 @@ class Set(Instruction):
     mnemonic = "seq.set"
     opcode = 2
     engine = "seq"
+    faults = (Fault.ILLEGAL_OPERAND,)
+    example = "seq.set dst=r1 value=4096"
 
     dst: int = declare(REGISTER)
     value: int = declare(Bits(48, signed=True), 0)
@@ -95,6 +98,8 @@ class AluOp(Instruction):
     mnemonic = "seq.alu"
     opcode = 3
     engine = "seq"
+    faults = (Fault.ILLEGAL_OPERAND,)
+    example = "seq.alu op=wrap dst=r1 a=r1 imm=8192"
 
     op: Alu = declare(Bits(4, enum=Alu), Alu.ADD)
     dst: int = declare(REGISTER)
@@ -118,6 +123,11 @@ class Load(Instruction):
     mnemonic = "seq.load"
     opcode = 4
     engine = "seq"
+    faults = (
+        Fault.ILLEGAL_OPERAND,
+        Fault.HBM_BOUNDS,
+    )
+    example = "seq.load dst=r4 src=b3[16+r2] waits=dma0.0"
 
     dst: int = declare(REGISTER)
     src: HbmAddr = declare(HbmAddr)
@@ -144,6 +154,11 @@ class Loop(Instruction):
     mnemonic = "seq.loop"
     opcode = 5
     engine = "seq"
+    faults = (
+        Fault.ILLEGAL_OPERAND,
+        Fault.LOOP_DEPTH,
+    )
+    example = "seq.loop count=r4 length=3"
 
     count: Count = declare(Count)
     length: int = declare(Bits(16))
@@ -156,6 +171,8 @@ class Trap(Instruction):
     mnemonic = "seq.trap"
     opcode = 6
     engine = "seq"
+    faults = (Fault.TRAP,)
+    example = "seq.trap code=7"
 
     code: int = declare(Bits(16), 0)
 
@@ -174,3 +191,5 @@ class Halt(Instruction):
     mnemonic = "seq.halt"
     opcode = 7
     engine = "seq"
+    faults = (Fault.TOKEN_LEFTOVER,)
+    example = "seq.halt"

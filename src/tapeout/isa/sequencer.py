@@ -1,4 +1,4 @@
-"""Sequencers of `interp`: streams with registers and loops, token channels, the decoder's checks."""
+"""Sequencers of `interp`: streams, registers, loops, token channels, the decoder's checks."""
 
 from collections import deque
 from dataclasses import dataclass, field

@@ -97,14 +97,17 @@ class Map(Instruction):
     """Runs the chain over `tiles` x `rows` rows (t, m), m fastest.
 
     Valid lanes of tile t are lane < min(lanes, width - t * lanes), all if width is 0, and lie in
-    [lane_begin, lane_end), to the last lane if lane_end is 0. Only valid lanes are read, written and reduced. Operand a is permuted first: its lane l comes from lane
-    ((l + roll) % lanes) ^ xor of the row, and validity is judged at the result lane l, so a must be
-    written there.
-    value = combine2(function(combine(a, b, c)), d), every step rounded to fp32.
+    [lane_begin, lane_end), to the last lane if lane_end is 0. Only valid lanes are read, written
+    and reduced. Operand a is permuted first: its lane l comes from lane ((l + roll) % lanes) ^ xor
+    of the row, and validity is judged at the result lane l. Every step is rounded to fp32:
+
+        value = combine2(function(combine(a, b, c)), d)
+
     dst kinds: none, spm_bf16, spm_fp32, vmem, acc. Operands b, c, d may also be row scalars or
     immediates; a is a row (or an immediate).
     A reduction writes lane m % lanes of vmem row reduce_dst + m // lanes; with reduce_accumulate it
-    starts from what is there (not for argmax).
+    starts from what is there (not for argmax). With no valid lane, sums give -0, max gives -inf and
+    argmax 0.
     The spm operands and the result lie in stripes of their own; in each acc stripe at most one
     operand reads and one result writes (model error `bank`). In acc and vmem an operand row may be
     the result row of the same (t, m); other overlap between results and operands is a race.
@@ -118,6 +121,16 @@ class Map(Instruction):
     mnemonic = "vpu.map"
     opcode = 32
     engine = "vpu"
+    faults = (
+        Fault.ILLEGAL_OPERAND,
+        Fault.SPM_BOUNDS,
+        Fault.VMEM_BOUNDS,
+        Fault.ACC_BOUNDS,
+    )
+    example = (
+        "vpu.map tiles=4 rows=16 width=500 a=acc[0:16:1] b=row_scalar[32:0:0] "
+        "dst=spm_bf16[16384:16:1] combine=sub function=exp2 reduce=sum reduce_dst=40"
+    )
 
     tiles: int = declare(Bits(12), 1)
     rows: Count = declare(Count)

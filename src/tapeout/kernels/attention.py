@@ -273,65 +273,92 @@ class Attention:
         with k.scope("attention"):
             self.decode = shape.tokens == 1
             total = self.count * shape.heads if self.decode else shape.heads * shape.tokens
-            d = shape.head_dim
-            o = k.tensor(Kind.ACC, total, d)
+            o = k.tensor(Kind.ACC, total, shape.head_dim)
             if self.decode:
                 stats = [k.packed(total) for _ in range(5)]
             else:
                 stats = [k.packed(shape.tokens, shape.heads) for _ in range(5)]
             self.m, self.l, self.mt, self.lt, self.alpha = stats
-            p = k.tensor(Kind.SPM_BF16, total, k.chip.lanes, avoid=(q,))
-            self._first_tile(q, p, o)
-            self._older_tiles(q, p, o)
+            # One part of the heads is in the array while another is in the vector unit.
+            self.parts = [list(range(shape.kv_heads))]
+            if not self.decode:
+                self.parts = [[g] for g in range(shape.kv_heads)]
+            part_rows = total // len(self.parts)
+            buffers = min(2, len(self.parts))
+            p: list[Tensor] = []
+            for _ in range(buffers):
+                p.append(k.tensor(Kind.SPM_BF16, part_rows, k.chip.lanes, avoid=(q, *p)))
+            self._first_tile(q, p, o, part_rows)
+            self._older_tiles(q, p, o, part_rows)
             self._finish(o, dst, rows)
-            k.free(o, p, *self.current)
+            k.free(o, *p, *self.current)
             for t in stats:
                 k.free_packed(t)
 
-    def _stat(self, t: Tensor, *args, **kwargs) -> None:
-        """A map over packed statistics of all rows."""
-        width = t.width if self.decode else self.tokens
-        ops.vector(self.k, t, *args, width=width, **kwargs)
+    def _stat(self, t: Tensor, *args, heads: range | None = None, **kwargs) -> None:
+        """A map over packed statistics: of all rows, or of some heads."""
+        if self.decode or heads is None:
+            width = t.width if self.decode else self.tokens
+            ops.vector(self.k, t, *args, width=width, **kwargs)
+            return
 
-    def _blocks(self):
-        """(rows tensor selector, stat selector, row count) of vector work with one mask limit."""
+        def some(x):
+            return x.rows_from(heads[0], len(heads)) if isinstance(x, Tensor) else x
+
+        kwargs = {n: some(x) for n, x in kwargs.items()}
+        ops.vector(self.k, some(t), *(some(x) for x in args), width=self.tokens, **kwargs)
+
+    def _heads(self, part: list[int]) -> range:
+        group = self.shape.group
+        return range(part[0] * group, (part[-1] + 1) * group)
+
+    def _blocks(self, part: list[int]):
+        """(row within the part, head, row count) of vector work with one mask limit."""
         if self.decode:
             yield 0, 0, self.count * self.shape.heads
         else:
-            for h in range(self.shape.heads):
-                yield h * self.shape.tokens, h, self.tokens
+            for i, h in enumerate(self._heads(part)):
+                yield i * self.shape.tokens, h, self.tokens
 
-    def _scores(self, q: Tensor, s: Tensor, keys: Tensor, row_of, n: Scalar | int) -> None:
-        """s = q K^T for every sequence and kv head; keys at rows `row_of(g, b)`."""
-        k, shape, lay = self.k, self.shape, self.layout
+    def _scores(
+        self, q: Tensor, s: Tensor, part: list[int], keys: Tensor, row_of, n: Scalar | int
+    ) -> None:
+        """s = q K^T for every sequence and kv head of a part; keys at rows `row_of(g, b)`."""
+        k, lay = self.k, self.layout
         for b in range(self.count):
-            for g in range(shape.kv_heads):
+            for g in part:
                 for tile in range(lay.tiles):
                     kt = keys.rows_from(row_of(g, b), k.chip.lanes)
                     ops.load_stationary(k, kt, tile, lay.width, n, transposed=True)
                     mode = Accumulate.ADD if tile else Accumulate.WRITE
-                    self._stream_group(q, s, b, g, tile, mode)
+                    self._stream_group(q, s, part, b, g, tile, mode)
 
-    def _stream_group(self, q, s, b, g, tile, mode) -> None:
+    def _stream_group(self, q, s, part, b, g, tile, mode) -> None:
         k, shape = self.k, self.shape
         base = q.base + tile * q.tile_stride
         if self.decode:
             # q rows: head * batch rows + sequence
             first = g * shape.group
-            moving = replace(q, base=base + first * shape.batch + self.first + b, row_stride=shape.batch)
-            ops.stream(k, s.rows_from(b * shape.heads + first, shape.group), moving, rows=shape.group,
-                       accumulate=mode)  # fmt: skip
+            moving = replace(
+                q, base=base + first * shape.batch + self.first + b, row_stride=shape.batch
+            )
+            ops.stream(k, s.rows_from(b * shape.heads + first, shape.group), moving,
+                       rows=shape.group, accumulate=mode)  # fmt: skip
             return
+        heads = self._heads(part)
         for h in range(g * shape.group, (g + 1) * shape.group):
             moving = replace(q, base=base + h * shape.tokens)
-            ops.stream(k, s.rows_from(h * shape.tokens, shape.tokens), moving, rows=self.tokens,
-                       accumulate=mode)  # fmt: skip
+            at = (h - heads[0]) * shape.tokens
+            ops.stream(k, s.rows_from(at, shape.tokens), moving, rows=self.tokens, accumulate=mode)
 
-    def _weighted(self, p: Tensor, t: Tensor, values: Tensor, row_of, n: Scalar | int) -> None:
-        """t = p V for every sequence and kv head."""
+    def _weighted(
+        self, p: Tensor, t: Tensor, part: list[int], values: Tensor, row_of, n: Scalar | int
+    ) -> None:
+        """t = p V for every sequence and kv head of a part."""
         k, shape, lay = self.k, self.shape, self.layout
+        head0 = self._heads(part)[0]
         for b in range(self.count):
-            for g in range(shape.kv_heads):
+            for g in part:
                 for tile in range(lay.tiles):
                     vt = values.rows_from(row_of(g, b), k.chip.lanes)
                     ops.load_stationary(k, vt, tile, n, lay.width)
@@ -342,86 +369,123 @@ class Attention:
                         ops.stream(k, out.rows_from(at, shape.group), p.rows_from(at, shape.group))
                         continue
                     for h in range(first, first + shape.group):
-                        at = h * shape.tokens
+                        at = (h - head0) * shape.tokens
                         ops.stream(k, out.rows_from(at, 1), p.rows_from(at, 1), rows=self.tokens)
 
     @property
     def factor(self) -> float:
         return float(np.float32(self.shape.scale * LOG2E))
 
-    def _first_tile(self, q: Tensor, p: Tensor, o: Tensor) -> None:
+    def _pipeline(self, begin, end) -> None:
+        """begin(i) for part i + 1 runs ahead of end(i)."""
+        begin(0)
+        for i in range(len(self.parts)):
+            if i + 1 < len(self.parts):
+                begin(i + 1)
+            end(i)
+
+    def _score_buffers(self, rows: int, avoid: tuple[Tensor, ...]) -> list[Tensor]:
+        out: list[Tensor] = []
+        for _ in range(min(2, len(self.parts))):
+            out.append(self.k.tensor(Kind.ACC, rows, self.k.chip.lanes, avoid=(*avoid, *out)))
+        return out
+
+    def _first_tile(self, q: Tensor, p: list[Tensor], o: Tensor, part_rows: int) -> None:
         """The tile with the new tokens: masked, sets m, l and o."""
         k, c = self.k, self.factor
-        lanes = k.chip.lanes
-        s = k.tensor(Kind.ACC, p.rows, lanes)
-        self._scores(q, s, self.current[0], self._row, self.known)
-        step = 0 if self.decode else 1
-        below = (self.within, 1, step)
-        for at, h, n in self._blocks():
-            ops.vector(k, s.rows_from(at, 1), rows=n, below=below, reduce=Reduce.MAX,
-                       reduce_dst=self._packed_row(self.m, h))  # fmt: skip
-        self._stat(self.m, c, dst=self.m, combine=Combine.MUL)
-        for at, h, n in self._blocks():
-            ops.vector(
-                k, s.rows_from(at, 1), c, self._packed_row(self.m, h).scalars(),
-                dst=p.rows_from(at, 1), combine=Combine.FMS, function=Function.EXP2, rows=n,
-                below=below, reduce=Reduce.SUM, reduce_dst=self._packed_row(self.l, h),
-            )  # fmt: skip
-        k.free(s)
-        self._weighted(p, o, self.current[1], self._row, self.known)
+        below = (self.within, 1, 0 if self.decode else 1)
+        scores = self._score_buffers(part_rows, (o,))
+
+        def begin(i: int) -> None:
+            s = scores[i % len(scores)]
+            self._scores(q, s, self.parts[i], self.current[0], self._row, self.known)
+
+        def end(i: int) -> None:
+            s, pi, part = scores[i % len(scores)], p[i % len(p)], self.parts[i]
+            for at, h, n in self._blocks(part):
+                ops.vector(k, s.rows_from(at, 1), rows=n, below=below, reduce=Reduce.MAX,
+                           reduce_dst=self._packed_row(self.m, h))  # fmt: skip
+            self._stat(self.m, c, dst=self.m, combine=Combine.MUL, heads=self._heads(part))
+            for at, h, n in self._blocks(part):
+                ops.vector(
+                    k, s.rows_from(at, 1), c, self._packed_row(self.m, h).scalars(),
+                    dst=pi.rows_from(at, 1), combine=Combine.FMS, function=Function.EXP2, rows=n,
+                    below=below, reduce=Reduce.SUM, reduce_dst=self._packed_row(self.l, h),
+                )  # fmt: skip
+            out = o.rows_from(i * part_rows, part_rows)
+            self._weighted(pi, out, part, self.current[1], self._row, self.known)
+
+        self._pipeline(begin, end)
+        k.free(*scores)
 
     def _packed_row(self, t: Tensor, h: int) -> Tensor:
         return t if self.decode else t.rows_from(h, 1)
 
-    def _older_tiles(self, q: Tensor, p: Tensor, o: Tensor) -> None:
+    def _older_tiles(self, q: Tensor, p: list[Tensor], o: Tensor, part_rows: int) -> None:
         k, shape, lanes = self.k, self.shape, self.k.chip.lanes
-        c = self.factor
-        mxu, vpu = ops.MXU, ops.VPU
-        per_slot = 2 * self.count * shape.kv_heads * lanes
-        ring = k.ring(per_slot, shape.head_dim, 2)
-        s = k.tensor(Kind.ACC, p.rows, lanes, avoid=(o,))
-        t = k.tensor(Kind.ACC, p.rows, shape.head_dim, avoid=(o, s))
-        queues = (mxu, vpu, k.load_queue)
+        half = self.count * shape.kv_heads * lanes
+        ring = k.ring(2 * half, shape.head_dim, 2)
+        scores = self._score_buffers(part_rows, (o,))
+        sums = [
+            k.tensor(Kind.ACC, part_rows, shape.head_dim, avoid=(o, *scores)) for _ in scores
+        ]
+        queues = (ops.MXU, ops.VPU, k.load_queue)
+        per_stripe = k.chip.spm.rows_per_stripe
         with k.loop(self.older, queues, ring=2, rings=(ring,)) as loop:
-            slot = loop.var(0, k.chip.spm.rows_per_stripe, wrap=2 * k.chip.spm.rows_per_stripe)
+            here = ring.at(loop.var(0, per_stripe, wrap=2 * per_stripe))
             where = loop.var(0, lanes * self.row_bytes)
-            here = ring.at(slot)
-            half = self.count * shape.kv_heads * lanes
-            for part, cache in enumerate(self.cache):
+            for side, cache in enumerate(self.cache):
                 for b in range(self.count):
                     for g in range(shape.kv_heads):
                         at = cache.offset(self.first + b) + g * self._head_bytes()
                         ops.load(
-                            k, here.rows_from(part * half + self._row(g, b), lanes),
+                            k, here.rows_from(side * half + self._row(g, b), lanes),
                             cache.hbm.at(where, at), row_bytes=self.row_bytes,
                         )  # fmt: skip
-            self._scores(q, s, here, self._row, lanes)
-            for at, h, n in self._blocks():
-                ops.vector(k, s.rows_from(at, 1), rows=n, reduce=Reduce.MAX,
-                           reduce_dst=self._packed_row(self.mt, h))  # fmt: skip
-            self._stat(self.mt, c, d=self.m, dst=self.mt, combine=Combine.MUL, combine2=Combine2.MAX)
-            self._stat(self.m, self.mt, dst=self.alpha, combine=Combine.SUB, function=Function.EXP2)
-            self._stat(self.mt, dst=self.m)
-            for at, h, n in self._blocks():
-                ops.vector(
-                    k, s.rows_from(at, 1), c, self._packed_row(self.mt, h).scalars(),
-                    dst=p.rows_from(at, 1), combine=Combine.FMS, function=Function.EXP2, rows=n,
-                    reduce=Reduce.SUM, reduce_dst=self._packed_row(self.lt, h),
-                )  # fmt: skip
-            self._stat(self.l, self.alpha, self.lt, dst=self.l, combine=Combine.FMA)
-            self._weighted(p, t, here.rows_from(half, half), self._row, lanes)
-            for at, h, n in self._blocks():
-                ops.vector(
-                    k, o.rows_from(at, 1), self._packed_row(self.alpha, h).scalars(),
-                    t.rows_from(at, 1), dst=o.rows_from(at, 1), combine=Combine.FMA, rows=n,
-                )  # fmt: skip
-        k.free(s, t)
+
+            def begin(i: int) -> None:
+                s = scores[i % len(scores)]
+                self._scores(q, s, self.parts[i], here, self._row, lanes)
+
+            def end(i: int) -> None:
+                s, t = scores[i % len(scores)], sums[i % len(sums)]
+                self._older_part(i, s, t, p[i % len(p)], here.rows_from(half, half))
+                out = o.rows_from(i * part_rows, part_rows)
+                for at, h, n in self._blocks(self.parts[i]):
+                    ops.vector(
+                        k, out.rows_from(at, 1), self._packed_row(self.alpha, h).scalars(),
+                        t.rows_from(at, 1), dst=out.rows_from(at, 1), combine=Combine.FMA, rows=n,
+                    )  # fmt: skip
+
+            self._pipeline(begin, end)
+        k.free(*scores, *sums)
         k.free_ring(ring)
+
+    def _older_part(self, i: int, s: Tensor, t: Tensor, p: Tensor, values: Tensor) -> None:
+        """Softmax statistics and p of one part against one older tile, and t = p V."""
+        k, c, part = self.k, self.factor, self.parts[i]
+        heads = self._heads(part)
+        for at, h, n in self._blocks(part):
+            ops.vector(k, s.rows_from(at, 1), rows=n, reduce=Reduce.MAX,
+                       reduce_dst=self._packed_row(self.mt, h))  # fmt: skip
+        self._stat(self.mt, c, d=self.m, dst=self.mt, combine=Combine.MUL, combine2=Combine2.MAX,
+                   heads=heads)  # fmt: skip
+        for at, h, n in self._blocks(part):
+            ops.vector(
+                k, s.rows_from(at, 1), c, self._packed_row(self.mt, h).scalars(),
+                dst=p.rows_from(at, 1), combine=Combine.FMS, function=Function.EXP2, rows=n,
+                reduce=Reduce.SUM, reduce_dst=self._packed_row(self.lt, h),
+            )  # fmt: skip
+        self._stat(self.m, self.mt, dst=self.alpha, combine=Combine.SUB, function=Function.EXP2,
+                   heads=heads)  # fmt: skip
+        self._weighted(p, t, part, values, self._row, self.k.chip.lanes)
+        self._stat(self.mt, dst=self.m, heads=heads)
+        self._stat(self.l, self.alpha, self.lt, dst=self.l, combine=Combine.FMA, heads=heads)
 
     def _finish(self, o: Tensor, dst: Tensor, rows: Scalar | int) -> None:
         k, shape = self.k, self.shape
         self._stat(self.l, dst=self.l, function=Function.RECIP)
-        for at, h, n in self._blocks():
+        for at, h, n in self._blocks(list(range(shape.kv_heads))):
             ops.vector(k, o.rows_from(at, 1), self._packed_row(self.l, h).scalars(),
                        dst=o.rows_from(at, 1), combine=Combine.MUL, rows=n)  # fmt: skip
         if self.decode:

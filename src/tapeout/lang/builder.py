@@ -112,7 +112,7 @@ class Builder:
 
     def __init__(self, chip: Chip, *, weight_slots: int | None = None) -> None:
         self.chip = chip
-        self.ring_stripes = chip.spm.stripes // 2 if weight_slots is None else weight_slots
+        self.ring_stripes = chip.spm.stripes // 3 if weight_slots is None else weight_slots
         self.places = Places(chip, self.ring_stripes)
         self.queues = chip.queue_names
         self.streams: list[list[Node]] = [[] for _ in self.queues]
@@ -267,12 +267,13 @@ class Builder:
 
     def _order(self, queue: int, index: int, before: int, at: int) -> None:
         """Node `index` of `queue` comes after node `at` of queue `before` has retired."""
-        if self.clocks[queue].get(before, -1) >= at:
-            return
         loop = self.streams[queue][index].loop
         inside = loop is not None and self.streams[before][at].loop is loop
-        if loop is not None and not inside:
-            index = loop.entry[queue]
+        known = self.clocks[queue]
+        if loop is not None and not inside:  # must hold if the loop runs zero times, too
+            index, known = loop.entry[queue], loop.entry_clock[queue]
+        if known.get(before, -1) >= at:
+            return
         node = self.streams[queue][index]
         if before == queue:
             node.drain = True

@@ -71,11 +71,16 @@ def _sum_to_odd(p: NDArray[np.float64], c: NDArray[np.float64]) -> NDArray[np.fl
     return (s_bits + np.where(inexact_even, step, 0)).view(np.float64)
 
 
+def add_to_product(p: NDArray[np.float64], c: F32) -> F32:
+    """p + c, rounded once, for the exact product p of two flushed fp32 and a flushed c."""
+    return _round_from_double(_sum_to_odd(p, np.asarray(c).astype(np.float64)))
+
+
 def fma(a: F32, b: F32, c: F32) -> F32:
     """a * b + c, rounded once. The product of two fp32 is exact in float64."""
     with np.errstate(all="ignore"):
         p = flush(a).astype(np.float64) * flush(b).astype(np.float64)
-        return _round_from_double(_sum_to_odd(p, flush(c).astype(np.float64)))
+        return add_to_product(p, flush(c))
 
 
 def mul(a: F32, b: F32) -> F32:

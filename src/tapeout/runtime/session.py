@@ -13,16 +13,33 @@ class SessionError(ValueError):
 
 
 @dataclass(frozen=True)
+class Launch:
+    """One run of the program `kind`: its input tokens, its arguments, its (first) sequence."""
+
+    kind: str
+    tokens: list[int]
+    args: dict[str, int]
+    sequence: int = 0
+
+    @property
+    def end(self) -> int:
+        """Positions that the KV cache holds after the launch: what its last token attends to."""
+        return self.args["position"] + self.args.get("tokens", 1)
+
+
+@dataclass(frozen=True)
 class Step:
     """What one launch gave.
 
     Attributes:
         tokens: the most likely token of each output row, as the chip found it.
         stats: the target's result (cycles, counters; instruction counts on interp).
+        launch: what was asked for.
     """
 
     tokens: np.ndarray
     stats: Any
+    launch: Launch
 
 
 class Session:
@@ -44,7 +61,15 @@ class Session:
             self._prepare(kind, entry)
 
     def _allocate(self, name: str, nbytes: int) -> None:
-        self.memory[name] = self.target.allocate(nbytes)
+        try:
+            self.memory[name] = self.target.allocate(nbytes)
+        except MemoryError as error:
+            chip = self.artifact.chip
+            raise SessionError(
+                f"the chip is too small: {name} of {nbytes} bytes does not fit what is left of the "
+                f"{chip.hbm.capacity_bytes} bytes of HBM of {chip.name}: raise "
+                f"hbm.capacity_gib_per_stack, or take a smaller batch or context"
+            ) from error
         self.sizes[name] = nbytes
 
     def _prepare(self, kind: str, entry: Entry) -> None:
@@ -65,17 +90,17 @@ class Session:
                 bases[segment.base] = (*place, segment.writable)
             self.handles[kind, sequence] = self.target.load(entry.program, bases)
 
-    def _launch(
-        self, kind: str, tokens: list[int], args: dict[str, int], sequence: int = 0, **options: Any
-    ) -> Step:
+    def run(self, launch: Launch, **options: Any) -> Step:
+        """Runs a launch. A repeated one writes the same K and V to the same positions again."""
+        kind = launch.kind
         entry = self.artifact.programs[kind]
         padded = np.zeros(entry.batch * entry.tokens, np.int32)
-        padded[: len(tokens)] = tokens
+        padded[: len(launch.tokens)] = launch.tokens
         self.target.write(self.memory[f"{kind}.tokens"], padded)
-        values = np.array([args[name] for name in entry.args], np.int32)
+        values = np.array([launch.args[name] for name in entry.args], np.int32)
         self.target.write(self.memory[f"{kind}.args"], values)
-        stats = self.target.run(self.handles[kind, sequence], **options)
-        return Step(self._best(kind, entry), stats)
+        stats = self.target.run(self.handles[kind, launch.sequence], **options)
+        return Step(self._best(kind, entry), stats, launch)
 
     def _best(self, kind: str, entry: Entry) -> np.ndarray:
         """The chip reports a maximum and its column for each group of columns: choose among them."""
@@ -101,7 +126,9 @@ class Session:
                 f"{self.artifact.context} positions: compile with a larger context"
             )
 
-    def prefill(self, tokens: list[int], *, sequences: int | None = None, **options: Any) -> list[Step]:
+    def prefill(
+        self, tokens: list[int], *, sequences: int | None = None, **options: Any
+    ) -> list[Step]:
         """Feeds a prompt to every sequence; the last step holds the first new token.
 
         Chunks end where a tile of the cache ends. Steps of all sequences are returned in order.
@@ -118,7 +145,7 @@ class Session:
             args = {"position": here, "tokens": count, "select": count - 1}
             for sequence in range(self.artifact.batch if sequences is None else sequences):
                 chunk = tokens[at : at + count]
-                steps.append(self._launch("prefill", chunk, args, sequence, **options))
+                steps.append(self.run(Launch("prefill", chunk, args, sequence), **options))
             at += count
         self.position += len(tokens)
         return steps
@@ -128,6 +155,6 @@ class Session:
         if len(tokens) != self.artifact.batch:
             raise SessionError(f"decode takes {self.artifact.batch} tokens, not {len(tokens)}")
         self._check_room(1)
-        step = self._launch("decode", tokens, {"position": self.position}, **options)
+        step = self.run(Launch("decode", tokens, {"position": self.position}), **options)
         self.position += 1
         return step

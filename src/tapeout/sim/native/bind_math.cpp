@@ -1,4 +1,4 @@
-// Python bindings of the numerics for tests and benchmarks: submodule `math`, NumPy arrays in and out.
+// Python bindings of the numerics for tests and benchmarks: submodule `math`, NumPy arrays in, out.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>

@@ -50,18 +50,19 @@ void lanewise(math::Operand a, math::Operand b, float* out, int64_t n, F f) {
 
 }  // namespace
 
-const float* MapExecution::load(const Ref& o, int64_t t, int64_t m, int64_t n,
+const float* MapExecution::load(const Ref& o, int64_t t, int64_t m, int64_t first, int64_t n,
                                 float* buffer) const {
   const int64_t row = o.imm + t * o.tile_stride + m * o.row_stride;
   switch (Kind(o.kind)) {
     case Kind::SPM_BF16:
-      math::bf16_to_f32(machine_.spm_.row(row), buffer, size_t(n));
+      math::bf16_to_f32(machine_.spm_.row(row) + first, buffer, size_t(n));
       return buffer;
     case Kind::SPM_FP32:
-      math::merge_planes(machine_.spm_.row(row), machine_.spm_.row(row + 1), buffer, size_t(n));
+      math::merge_planes(machine_.spm_.row(row) + first, machine_.spm_.row(row + 1) + first, buffer,
+                         size_t(n));
       return buffer;
-    case Kind::VMEM: return machine_.vmem_.data() + row * lanes_;
-    case Kind::ACC: return machine_.acc_.data() + row * lanes_;
+    case Kind::VMEM: return machine_.vmem_.data() + row * lanes_ + first;
+    case Kind::ACC: return machine_.acc_.data() + row * lanes_ + first;
     case Kind::ROW_SCALAR:
       return machine_.vmem_.data() + (o.imm + t * o.tile_stride + m / lanes_) * lanes_ +
              m % lanes_;
@@ -72,18 +73,24 @@ const float* MapExecution::load(const Ref& o, int64_t t, int64_t m, int64_t n,
 math::Operand MapExecution::operand(const Ref& o, int64_t t, int64_t m, int64_t n,
                                     float* buffer) const {
   const Kind kind = Kind(o.kind);
-  return {load(o, t, m, n, buffer), kind == Kind::IMMEDIATE || kind == Kind::ROW_SCALAR};
+  return {load(o, t, m, begin_, n, buffer),
+          kind == Kind::IMMEDIATE || kind == Kind::ROW_SCALAR};
 }
 
 const float* MapExecution::load_a(int64_t t, int64_t m, int64_t n, float* buffer,
                                   float* permuted) const {
-  const float* a = load(i_.a, t, m, permutes_ ? lanes_ : n, buffer);
+  const float* a = nullptr;
   if (permutes_) {
-    for (int64_t l = 0; l < n; ++l) permuted[l] = a[((l + i_.roll) & (lanes_ - 1)) ^ i_.xor_];
+    const float* row = load(i_.a, t, m, 0, lanes_, buffer);
+    for (int64_t l = 0; l < n; ++l)
+      permuted[l] = row[((begin_ + l + i_.roll) & (lanes_ - 1)) ^ i_.xor_];
     a = permuted;
+  } else {
+    a = load(i_.a, t, m, begin_, n, buffer);
   }
-  const int64_t kept = kept_lanes(t, m, n), dropped = dropped_lane(t, m);
-  if (kept == n && (dropped < 0 || dropped >= n)) return a;
+  const int64_t kept = std::max<int64_t>(kept_end(t, m) - begin_, 0);
+  const int64_t dropped = dropped_lane(t, m) - begin_;
+  if (kept >= n && (dropped < 0 || dropped >= n)) return a;
   if (a != permuted) std::memcpy(permuted, a, size_t(n) * 4);
   for (int64_t l = kept; l < n; ++l) permuted[l] = kMinusInfinity;
   if (dropped >= 0 && dropped < n) permuted[dropped] = kMinusInfinity;
@@ -148,37 +155,30 @@ math::Operand MapExecution::combined(math::Operand a, int64_t t, int64_t m, int6
 }
 
 // Where the last stage may write its lanes directly, or null.
-float* MapExecution::target(int64_t t, int64_t m, int64_t n) const {
+float* MapExecution::target(int64_t t, int64_t m) const {
   const Kind kind = Kind(i_.dst.kind);
   if (!canonical_ || (kind != Kind::VMEM && kind != Kind::ACC)) return nullptr;
-  const int64_t end = i_.lane_end != 0 ? i_.lane_end : lanes_;
-  if (i_.lane_begin != 0 || end < n) return nullptr;
   const int64_t row = i_.dst.imm + t * i_.dst.tile_stride + m * i_.dst.row_stride;
-  return (kind == Kind::VMEM ? machine_.vmem_ : machine_.acc_).data() + row * lanes_;
+  return (kind == Kind::VMEM ? machine_.vmem_ : machine_.acc_).data() + row * lanes_ + begin_;
 }
 
 void MapExecution::store(const float* value, int64_t t, int64_t m, int64_t n) const {
-  const int64_t begin = i_.lane_begin;
-  const int64_t end = std::min<int64_t>(i_.lane_end != 0 ? i_.lane_end : lanes_, n);
-  if (begin >= end) return;
   const int64_t row = i_.dst.imm + t * i_.dst.tile_stride + m * i_.dst.row_stride;
-  const int64_t count = end - begin;
   const Kind kind = Kind(i_.dst.kind);
   if (kind == Kind::SPM_BF16) {
-    math::f32_to_bf16(value + begin, machine_.spm_.writable(row, begin, count) + begin,
-                      size_t(count));
+    math::f32_to_bf16(value, machine_.spm_.writable(row, begin_, n) + begin_, size_t(n));
     return;
   }
   float* to = buffer_b_;
-  if (kind == Kind::VMEM) to = machine_.vmem_.data() + row * lanes_ + begin;
-  if (kind == Kind::ACC) to = machine_.acc_.data() + row * lanes_ + begin;
+  if (kind == Kind::VMEM) to = machine_.vmem_.data() + row * lanes_ + begin_;
+  if (kind == Kind::ACC) to = machine_.acc_.data() + row * lanes_ + begin_;
   if (canonical_)
-    std::memcpy(to, value + begin, size_t(count) * 4);
+    std::memcpy(to, value, size_t(n) * 4);
   else
-    for (int64_t l = 0; l < count; ++l) to[l] = from_bits(canonical_bits(bits_of(value[begin + l])));
+    for (int64_t l = 0; l < n; ++l) to[l] = from_bits(canonical_bits(bits_of(value[l])));
   if (kind == Kind::SPM_FP32)
-    math::split_planes(to, machine_.spm_.writable(row, begin, count) + begin,
-                       machine_.spm_.writable(row + 1, begin, count) + begin, size_t(count));
+    math::split_planes(to, machine_.spm_.writable(row, begin_, n) + begin_,
+                       machine_.spm_.writable(row + 1, begin_, n) + begin_, size_t(n));
 }
 
 void MapExecution::run() {
@@ -188,12 +188,12 @@ void MapExecution::run() {
   const auto second = Combine2(i_.combine2);
   if (reduces) start_reduce();
   for (int64_t t = 0; t < i_.tiles; ++t) {
-    const int64_t n = valid_lanes(t);
+    const int64_t n = valid_end(t) - begin_;
     for (int64_t m = 0; m < i_.rows && n > 0; ++m) {
       const bool constant = Kind(i_.a.kind) == Kind::IMMEDIATE;
       const math::Operand a = {
           constant ? &i_.a.value : load_a(t, m, n, buffer_a_, buffer_p_), constant};
-      float* const direct = stores ? target(t, m, n) : nullptr;
+      float* const direct = stores ? target(t, m) : nullptr;
       float* const out = direct != nullptr ? direct : buffer_out_;
       math::Operand u = combined(a, t, m, n, out);
       if (u.is_scalar) {
@@ -237,7 +237,12 @@ void MapExecution::reduce_row(const float* value, int64_t t, int64_t m, int64_t 
     const math::Fold fold = how == Reduce::SUM     ? math::Fold::sum
                             : how == Reduce::SUMSQ ? math::Fold::sumsq
                                                    : math::Fold::max;
-    parts_[m] = math::fold(fold, value, size_t(n));
+    if (begin_ != 0) {  // lanes fold at their places, after lanes that change nothing
+      std::fill(buffer_c_, buffer_c_ + begin_, how == Reduce::MAX ? kMinusInfinity : -0.0f);
+      std::memcpy(buffer_c_ + begin_, value, size_t(n) * 4);
+      value = buffer_c_;
+    }
+    parts_[m] = math::fold(fold, value, size_t(begin_ + n));
     return;
   }
   const float top = math::fold(math::Fold::max, value, size_t(n));
@@ -249,13 +254,13 @@ void MapExecution::reduce_row(const float* value, int64_t t, int64_t m, int64_t 
                        : from_bits(flush_bits(bits_of(value[lane]))) == top))
     ++lane;
   best = top;
-  best_[m] = t * lanes_ + lane;
+  best_[m] = t * lanes_ + begin_ + lane;
 }
 
 void MapExecution::join_tile(int64_t t) {
   const auto how = Reduce(i_.reduce);
   if (how == Reduce::ARGMAX) return;
-  if (valid_lanes(t) == 0)
+  if (valid_end(t) <= begin_)
     std::fill(parts_, parts_ + i_.rows, how == Reduce::MAX ? kMinusInfinity : -0.0f);
   if (t == 0 && !i_.reduce_accumulate) {
     std::memcpy(totals_, parts_, size_t(i_.rows) * 4);

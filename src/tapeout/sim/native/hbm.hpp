@@ -141,7 +141,7 @@ class Hbm {
     Release releases[kWriteEntries];
   };
   struct Channel {
-    Tick bus_free = 0;   // end of the last data on the bus
+    Tick bus_free = kEpoch;  // end of the last data on the bus
     Tick gap_limit = 0;  // no gap ends later
     Tick activate_free = 0;
     Tick last_read = 0;  // its arrival

@@ -37,6 +37,8 @@ MapExecution::MapExecution(Machine& machine, const isa::VpuMapNow& i)
     : machine_(machine),
       i_(i),
       lanes_(machine.lanes_),
+      begin_(i.lane_begin),
+      end_(i.lane_end != 0 ? i.lane_end : machine.lanes_),
       permutes_(i.roll != 0 || i.xor_ != 0),
       canonical_(ends_canonical(i)) {
   constexpr size_t kRow = 256 + 16;
@@ -128,8 +130,11 @@ void MapExecution::require_bounds() const {
 
 void MapExecution::count_traffic() const {
   Traffic& traffic = machine_.traffic_;
-  const int64_t across =
-      i_.width != 0 ? std::min(i_.width, i_.tiles * lanes_) : i_.tiles * lanes_;
+  int64_t across = 0;
+  if (i_.width == 0)
+    across = i_.tiles * std::max<int64_t>(end_ - begin_, 0);
+  else
+    for (int64_t t = 0; t < i_.tiles; ++t) across += std::max<int64_t>(valid_end(t) - begin_, 0);
   const uint64_t elements = uint64_t(across * i_.rows);
   for (const Ref* o : {&i_.a, &i_.b, &i_.c, &i_.d}) switch (Kind(o->kind)) {
       case Kind::SPM_BF16: traffic.spm_read += 2 * elements; break;
@@ -188,13 +193,13 @@ void MapExecution::check_operand_a() const {
   Checker& checker = machine_.checker_;
   if (mask == Mask::NONE) {
     each_span(r, [&](RowSpan span, int64_t t) {
-      checker.read(r.space, span, permuted(LaneMask::range(0, valid_lanes(t))));
+      checker.read(r.space, span, permuted(valid_mask(t)));
     });
     return;
   }
   for (int64_t t = 0; t < i_.tiles; ++t)
     for (int64_t m = 0; m < i_.rows; ++m) {
-      LaneMask kept = LaneMask::range(0, kept_lanes(t, m, valid_lanes(t)));
+      LaneMask kept = LaneMask::range(begin_, kept_end(t, m));
       const int64_t dropped = dropped_lane(t, m);
       if (dropped >= 0) kept.word[dropped >> 6] &= ~(uint64_t{1} << (dropped & 63));
       checker.read(r.space, {r.at(t, m), r.pair ? 2 : 1, 1}, permuted(kept));
@@ -222,17 +227,15 @@ void MapExecution::check_accesses() const {
     }
     const Rows r = rows_of(*o);
     each_span(r, [&](RowSpan span, int64_t t) {
-      checker.read(r.space, span, LaneMask::range(0, valid_lanes(t)));
+      checker.read(r.space, span, valid_mask(t));
     });
   }
   const bool reduces = Reduce(i_.reduce) != Reduce::NONE;
   if (reduces && i_.reduce_accumulate) packed(i_.reduce_dst, false);
   if (is_rows(i_.dst)) {
     const Rows r = rows_of(i_.dst);
-    const int64_t end = i_.lane_end != 0 ? i_.lane_end : lanes_;
     each_span(r, [&](RowSpan span, int64_t t) {
-      checker.write(r.space, span,
-                    LaneMask::range(i_.lane_begin, std::min(end, valid_lanes(t))));
+      checker.write(r.space, span, valid_mask(t));
     });
   }
   if (reduces) packed(i_.reduce_dst, true);

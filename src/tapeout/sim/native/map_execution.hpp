@@ -34,13 +34,16 @@ class MapExecution {
   Rows rows_of(const Ref& o) const;
   Rows mask_rows() const;
   Rows reduce_rows() const;
-  int64_t valid_lanes(int64_t t) const {
-    if (i_.width == 0) return lanes_;
-    return std::clamp<int64_t>(i_.width - t * lanes_, 0, lanes_);
+  // Valid lanes of tile t are [begin_, valid_end(t)), none where that is empty.
+  int64_t valid_end(int64_t t) const {
+    return i_.width == 0 ? end_ : std::min(end_, i_.width - t * lanes_);
   }
-  int64_t kept_lanes(int64_t t, int64_t m, int64_t valid) const {
-    if (isa::Mask(i_.mask) != isa::Mask::BELOW) return valid;
-    return std::clamp<int64_t>(i_.limit + i_.limit_step * m - t * lanes_, 0, valid);
+  LaneMask valid_mask(int64_t t) const { return LaneMask::range(begin_, valid_end(t)); }
+  // End of the valid lanes that Mask::BELOW keeps.
+  int64_t kept_end(int64_t t, int64_t m) const {
+    const int64_t end = valid_end(t);
+    if (isa::Mask(i_.mask) != isa::Mask::BELOW) return end;
+    return std::min(end, i_.limit + i_.limit_step * m - t * lanes_);
   }
   int64_t dropped_lane(int64_t t, int64_t m) const;  // of Mask::NOT_INDEX; -1: none in this tile
   LaneMask permuted(const LaneMask& kept) const;
@@ -49,12 +52,14 @@ class MapExecution {
   void check_operand_a() const;
   void collide(const Rows& other, const Rows& result, bool other_is_result) const;
 
-  const float* load(const Ref& o, int64_t t, int64_t m, int64_t n, float* buffer) const;
+  // Pointers to lane `first` of a row (t, m), of which n lanes are wanted.
+  const float* load(const Ref& o, int64_t t, int64_t m, int64_t first, int64_t n,
+                    float* buffer) const;
   const float* load_a(int64_t t, int64_t m, int64_t n, float* buffer, float* permuted) const;
   math::Operand operand(const Ref& o, int64_t t, int64_t m, int64_t n, float* buffer) const;
   math::Operand combined(math::Operand a, int64_t t, int64_t m, int64_t n, float* out);
   void store(const float* value, int64_t t, int64_t m, int64_t n) const;
-  float* target(int64_t t, int64_t m, int64_t n) const;
+  float* target(int64_t t, int64_t m) const;
   void start_reduce();
   void reduce_row(const float* value, int64_t t, int64_t m, int64_t n);
   void join_tile(int64_t t);
@@ -62,7 +67,7 @@ class MapExecution {
 
   Machine& machine_;
   const isa::VpuMapNow& i_;
-  const int64_t lanes_;
+  const int64_t lanes_, begin_, end_;
   const bool permutes_;
   // The last stage leaves canonical NaN and no subnormals.
   const bool canonical_;

@@ -1,7 +1,7 @@
 // Bit-exact numerics of the ISA for the simulator: the same bits as tapeout.numerics, at CPU speed.
 //
-// Every function gives the same bits on AVX-512, AVX2 and plain code; the best level the host has is
-// chosen once, and tests can ask for a lower one. bf16 values are uint16_t bit patterns.
+// Every function gives the same bits on AVX-512, AVX2 and plain code; the best level the host has
+// is chosen once, and tests can ask for a lower one. bf16 values are uint16_t bit patterns.
 #pragma once
 
 #include <cstddef>
@@ -19,8 +19,8 @@ namespace tapeout::math {
 std::string isa_level();
 // The levels this host can run, best first.
 std::vector<std::string> isa_levels();
-// Use this level from now on. Throws std::invalid_argument where the host lacks it. Not thread-safe:
-// call it before work starts.
+// Use this level from now on. Throws std::invalid_argument where the host lacks it. Not
+// thread-safe: call it before work starts.
 void set_isa_level(const std::string& level);
 
 // While alive: results and operands that are subnormal are zero, rounding is to nearest, on the
@@ -43,9 +43,9 @@ class FtzGuard {
 inline constexpr int kMaxTile = 256;  // K and N of a stationary tile
 
 // A stationary tile: K row pointers to N bf16 lanes each (straight), or N row pointers to K lanes
-// each (transposed): w[k][n] = rows[k][n], or rows[n][k]. The pointers are copied, the rows are not:
-// they must stay valid and unchanged until the next set() or release(). Panels of fp32 are made only
-// when a matmul of so many rows comes that they pay.
+// each (transposed): w[k][n] = rows[k][n], or rows[n][k]. The pointers are copied, the rows are
+// not: they must stay valid and unchanged until the next set() or release(). Panels of fp32 are
+// made only when a matmul of so many rows comes that they pay.
 class Stationary {
  public:
   Stationary() = default;
@@ -76,9 +76,9 @@ class Stationary {
 };
 
 // One pass: for m < M, n < N: s = -0.0; s = fma(moving[m][k], w[k][n], s) for k = 0..K-1; then
-// acc[m][n] = s, or acc[m][n] + s where `accumulate`. NaN is stored canonical. `acc` points to float
-// rows acc_stride floats apart; lanes from N on are untouched. Throws std::logic_error on a tile
-// that is not set.
+// acc[m][n] = s, or acc[m][n] + s where `accumulate`. NaN is stored canonical. `acc` points to
+// float rows acc_stride floats apart; lanes from N on are untouched. Throws std::logic_error on a
+// tile that is not set.
 void matmul(Stationary& stationary, const std::uint16_t* const* moving_rows, int M, float* acc,
             std::size_t acc_stride, bool accumulate);
 

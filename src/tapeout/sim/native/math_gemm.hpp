@@ -50,8 +50,8 @@ struct Gemm {
     }
   }
 
-  // Calls use(k, column) for k = 0..K-1, column[l] = rows[l][k] for l < n <= W, else zero: blocks of
-  // 2W values a row are read as W pairs and transposed as 32-bit elements.
+  // Calls use(k, column) for k = 0..K-1, column[l] = rows[l][k] for l < n <= W, else zero: blocks
+  // of 2W values a row are read as W pairs and transposed as 32-bit elements.
   template <class Use>
   [[gnu::always_inline]] static inline void for_transposed(const std::uint16_t* const* rows, int K,
                                                            int n, const Use& use) {
@@ -162,6 +162,11 @@ struct Gemm {
 
   // ---- few moving rows -----------------------------------------------------------------------
 
+  // The first of the strips over 128 columns asks for their lines some rows ahead: whole rows, for
+  // a stream of half rows is slower. Tiles lie one after another, so past the end is the next one.
+  static constexpr int kAheadLanes = 128;
+  static constexpr int kLineLanes = 32;
+
   // M rows by C chunks of 2W columns, straight from bf16: a 32-bit lane holds columns 2l (low half)
   // and 2l + 1 (high half), whose sums are kept apart and woven together at the end.
   template <int M, int C, bool is_whole>
@@ -175,10 +180,12 @@ struct Gemm {
     }
     for (int k = 0; k < K; ++k) {
       const std::uint16_t* row = rows[k] + n0;
+      if (n0 % kAheadLanes == 0) {
+        for (int l = 0; l < kAheadLanes; l += kLineLanes) B::prefetch(row + l);
+      }
 #pragma GCC unroll 8
       for (int c = 0; c < C; ++c) {
         const std::uint16_t* p = row + c * 2 * W;
-        B::prefetch(p);
         const I pair = is_whole ? B::load_pairs(p) : load_pairs(p, lanes - c * 2 * W);
         const F low = B::as_float(B::template shl<16>(pair));
         const F high = B::as_float(B::iand(pair, B::const_i(0xFFFF0000u)));

@@ -267,9 +267,8 @@ void Machine::enter_loop(Queue& q, const isa::SeqLoopNow& i, int64_t& following)
   if (i.length < 1 || end > outer)
     stop(Fault::ILLEGAL_OPERAND,
          "seq.loop: a body of " + std::to_string(i.length) +
-             " instructions must hold one at least and end inside the " +
-             (q.depth != 0 ? "enclosing body, " : "stream, ") + std::to_string(outer - first) +
-             " further on");
+             " instructions must hold one at least and fit the " + std::to_string(outer - first) +
+             " left in the " + (q.depth != 0 ? "enclosing body" : "stream"));
   if (i.count <= 0) {
     following = end;
     return;
@@ -307,10 +306,11 @@ void Machine::check_posts(Queue& q, uint32_t posts) {
       const uint64_t gone = c.issued_posts - capacity;  // the token that must have been taken
       if (c.waits <= gone || c.waiters[size_t(gone % capacity)] > q.clock[c.consumer])
         stop(Fault::TOKEN_OVERFLOW,
-             "token " + std::to_string(c.issued_posts) + " of channel " + channel_name(c) +
-                 " may find " + std::to_string(capacity) +
-                 " tokens there (tokens.capacity): nothing tells " + names_[size_t(q.id)] +
-                 " that token " + std::to_string(gone) + " was taken; wait for a token back");
+             "channel " + channel_name(c) + " holds " + std::to_string(capacity) +
+                 " tokens (tokens.capacity): before posting token " +
+                 std::to_string(c.issued_posts) + ", " + names_[size_t(q.id)] +
+                 " must know that token " + std::to_string(gone) +
+                 " was taken: wait for a token back");
     }
     ++c.issued_posts;
   }

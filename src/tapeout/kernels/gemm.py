@@ -1,0 +1,297 @@
+"""C = A @ B for matrices in HBM that do not fit the chip.
+
+C is cut into blocks of `rows` x `columns` column tiles that stay in acc while K goes by in chunks of
+`depth`: a chunk of A (moving) and one of B (stationary) come by DMA into rings of spm slots, `ops.matmul`
+goes over their tiles in hardware loops. Two acc buffers alternate: while the array fills one, the
+vector unit casts the other and a DMA queue stores it. `choose` weighs the sizes that fit.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tapeout.chip import Chip
+from tapeout.isa import Count, HbmAddr, Kind, dma
+from tapeout.isa.dma import HbmFormat
+from tapeout.isa.forms import ceil_div
+from tapeout.lang import Builder, ChipTooSmall, HbmTensor, Tensor, ops
+
+STRIDE_MAX = 4095  # of the row_stride field of a transfer
+ISSUE_CYCLES = 4  # load, matmul and two address steps of the inner loop
+RUN_LATENCY_CYCLES = 60  # an HBM access beside request and response: the model's idle latency
+RUN_OVERHEAD_BYTES = 1024  # a strided run costs about as much as this many more bytes: row misses
+HBM_WEIGHT = 0.1  # of HBM time that is hidden: it costs energy, and others may need it
+STEP_CYCLES = 20  # a chunk more costs instructions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Tile sizes: a block of C is rows x columns * lanes; `depth` is K of a chunk."""
+
+    rows: int
+    columns: int
+    depth: int
+    slots: int  # of each input ring
+    cycles: float  # what the cost function expects
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rows} rows x {self.columns} column tiles, chunks of K = {self.depth}, "
+            f"{self.slots} slots"
+        )
+
+
+def choose(
+    chip: Chip, m: int, n: int, k: int, *, out: HbmFormat, tiled: bool, stripes: int
+) -> Plan:
+    """The cheapest sizes for [m, k] @ [k, n] that fit `stripes` stripes of spm. ChipTooSmall."""
+    best: Plan | None = None
+    lanes, tall = chip.lanes, chip.mxu.rows
+    tiles = ceil_div(n, lanes)
+    depth_max = STRIDE_MAX // tall * tall
+    depths = {min(tall << i, ceil_div(k, tall) * tall, depth_max) for i in range(12)}
+    row_sizes = {ceil_div(m, ceil_div(m, 8 << i)) for i in range(10)}
+    for rows, columns, depth in itertools.product(row_sizes, range(1, 9), depths):
+        if columns > tiles or not _fits(chip, rows, columns, depth, out):
+            continue
+        slots = _slots(chip, rows, columns, depth, out, stripes)
+        if slots < 2:
+            continue
+        cycles = _cost(chip, m, n, k, rows, columns, depth, out, tiled)
+        if best is None or cycles < best.cycles:
+            best = Plan(rows=rows, columns=columns, depth=depth, slots=slots, cycles=cycles)
+    if best is None:
+        raise ChipTooSmall(
+            f"no tile of a {m} x {n} x {k} product fits {stripes} stripes of "
+            f"{chip.spm.rows_per_stripe} rows of spm and {chip.acc.stripes} of "
+            f"{chip.acc.rows_per_stripe} of acc: raise spm.stripes (6 or more) or the rows of a stripe"
+        )
+    return best
+
+
+def _fits(chip: Chip, rows: int, columns: int, depth: int, out: HbmFormat) -> bool:
+    wide = 2 if out == HbmFormat.FP32 else 1
+    acc = 2 * ceil_div(rows * columns, chip.acc.rows_per_stripe) <= chip.acc.stripes
+    return acc and rows * wide <= STRIDE_MAX
+
+
+def _slots(
+    chip: Chip, rows: int, columns: int, depth: int, out: HbmFormat, stripes: int
+) -> int:  # fmt: skip
+    """Slots an input ring may have: every slot has its stripes for itself."""
+    per = chip.spm.rows_per_stripe
+    a = ceil_div(rows * ceil_div(depth, chip.mxu.rows), per)
+    b = ceil_div(depth * columns, per)
+    c = ceil_div(rows * columns * (2 if out == HbmFormat.FP32 else 1), per)
+    return min(4, (stripes - 2 * c) // (a + b))
+
+
+def _cost(
+    chip: Chip, m: int, n: int, k: int, rows: int, columns: int, depth: int, out: HbmFormat,
+    tiled: bool,
+) -> float:  # fmt: skip
+    """Cycles: the slowest of array, HBM and each queue's runs, and what nothing hides.
+
+    Not hidden: the first chunks, the array's latency, and the last block's way out.
+    """
+    mxu, lanes = chip.mxu, chip.lanes
+    blocks, groups = ceil_div(m, rows), ceil_div(ceil_div(n, lanes), columns)
+    passes = ceil_div(k, mxu.rows) * ceil_div(n, lanes)
+    load = ceil_div(mxu.rows, mxu.load_rows_per_cycle)
+    array = sum(
+        passes * max(min(rows, m - at), load, mxu.accumulate_cycles, ISSUE_CYCLES)
+        for at in range(0, m, rows)
+    )
+    out_bytes = 4 if out == HbmFormat.FP32 else 2
+    width = min(n, columns * lanes)
+    depth = min(depth, k)
+    sides = [  # bytes in all, bytes of a run, bytes of the first chunk
+        (2 * m * k * (1 if depth == k else groups), 2 * depth, 2 * rows * depth),
+        (2 * k * n * blocks, 2 * depth * lanes if tiled else 2 * width, 2 * depth * width),
+        (out_bytes * m * n, out_bytes * width, out_bytes * min(m, rows) * width),
+    ]
+    latency = chip.dma.request_cycles + chip.dma.response_cycles + RUN_LATENCY_CYCLES
+    spent, slowest, ways = 0.0, 0.0, []
+    for total, run, first in sides:
+        run = min(run, chip.hbm.interleave_bytes)
+        rate = chip.hbm_bytes_per_cycle * run / (run + RUN_OVERHEAD_BYTES)
+        speed = min(rate, chip.dma.bytes_per_cycle, run, run * chip.dma.credits / latency)
+        slowest, spent = max(slowest, total / speed), spent + total / rate
+        ways.append(first / speed)
+    edges = max(ways[0], ways[1]) + ways[2] + 2 * latency
+    edges += ceil_div(rows * columns * out_bytes // 2, chip.vpu.sublanes)
+    steps = blocks * groups * ceil_div(k, depth)
+    return max(array, slowest, spent) + edges + HBM_WEIGHT * spent + STEP_CYCLES * steps
+
+
+def gemm(
+    k: Builder,
+    a: HbmTensor,
+    b: HbmTensor,
+    c: HbmTensor,
+    shape: tuple[int, int, int],
+    *,
+    out: HbmFormat = HbmFormat.BF16,
+    tiled: bool = False,
+    plan: Plan | None = None,
+) -> Plan:
+    """C[M, N] = A[M, K] @ B[K, N] for shape = (M, N, K); the plan it followed.
+
+    Args:
+        a: bf16, row-major.
+        b: bf16, row-major; with `tiled`, column tile by column tile (`Matrix`).
+        c: written row-major as `out`: BF16, or FP32 as summed.
+        plan: sizes to use instead of those of `choose`.
+    """
+    if min(shape) < 1:
+        raise ValueError(f"a product takes M, N, K of 1 or more, not {shape}")
+    if out not in (HbmFormat.BF16, HbmFormat.FP32):
+        raise ValueError(f"a product is stored as bf16 or fp32, not {out.name.lower()}")
+    stripes = len(k.places.spm.stripes)
+    if plan is None:
+        plan = choose(k.chip, *shape, out=out, tiled=tiled, stripes=stripes)
+    with k.scope("gemm"):
+        _Gemm(k, a, b, c, shape, out, tiled, plan).run()
+    return plan
+
+
+class _Gemm:
+    """Traces one product."""
+
+    def __init__(
+        self, k: Builder, a: HbmTensor, b: HbmTensor, c: HbmTensor, shape: tuple[int, int, int],
+        out: HbmFormat, tiled: bool, plan: Plan,
+    ) -> None:  # fmt: skip
+        self.k, self.a, self.b, self.c, self.plan = k, a, b, c, plan
+        self.m, self.n, self.depth = shape
+        self.out, self.tiled = out, tiled
+        self.lanes, self.tall = k.chip.lanes, k.chip.mxu.rows
+        kind = Kind.SPM_FP32 if out == HbmFormat.FP32 else Kind.SPM_BF16
+        self.taken: tuple[Tensor, ...] = ()
+        width = plan.columns * self.lanes
+        tall_tiles = ceil_div(plan.depth, self.tall)
+        self.outs = self._ring(kind, plan.rows, width, 2)
+        self.moving = self._ring(Kind.SPM_BF16, plan.rows, tall_tiles * self.lanes, plan.slots)
+        self.stationary = self._ring(Kind.SPM_BF16, plan.depth, width, plan.slots)
+        self.sums = self._ring(Kind.ACC, plan.rows, width, 2)
+        self.held: dict[str, tuple[tuple[int, int], Tensor]] = {}
+        self.turn = {"a": 0, "b": 0}
+
+    def _ring(self, kind: Kind, rows: int, width: int, slots: int) -> list[Tensor]:
+        """Tensors in stripes of their own, apart from all others."""
+        ring = []
+        for _ in range(slots):
+            ring.append(self.k.tensor(kind, rows, width, avoid=self.taken))
+            self.taken = (*self.taken, ring[-1])
+        return ring
+
+    def run(self) -> None:
+        plan, lanes = self.plan, self.lanes
+        step = plan.columns * lanes
+        turns = itertools.cycle(zip(self.sums, self.outs, strict=True))
+        for row, column in itertools.product(range(0, self.m, plan.rows), range(0, self.n, step)):
+            rows, width = min(plan.rows, self.m - row), min(step, self.n - column)
+            acc, out = next(turns)
+            acc = replace(acc, width=width)
+            for at in range(0, self.depth, plan.depth):
+                depth = min(plan.depth, self.depth - at)
+                x = self._fetch("a", (row, at), self._load_a, rows, depth)
+                w = self._fetch("b", (at, column), self._load_b, depth, width)
+                ops.matmul(self.k, acc, x, w, rows=rows, accumulate=at > 0)
+            out = replace(out, width=width)
+            ops.vector(self.k, acc, dst=out, rows=rows)
+            self._store(out, row, column, rows, width)
+        self.k.free(*self.taken)
+
+    def _fetch(self, side: str, key: tuple[int, int], load, rows: int, width: int) -> Tensor:
+        """The chunk at `key`, loaded into the ring's next slot unless it is there from last time."""
+        if side not in self.held or self.held[side][0] != key:
+            ring = self.moving if side == "a" else self.stationary
+            slot = ring[self.turn[side] % len(ring)]
+            self.turn[side] += 1
+            self.held[side] = key, load(slot, *key, rows, width)
+        return self.held[side][1]
+
+    def _load_a(self, slot: Tensor, row: int, at: int, rows: int, depth: int) -> Tensor:
+        """A[row.., at..] as tiles of `mxu.rows` lanes."""
+        x = replace(slot, width=ceil_div(depth, self.tall) * self.lanes)
+        src = 2 * (row * self.depth + at)
+        for first, tiles, span in self._spans(depth, self.tall):
+            self._move(
+                dma.Load, x, self.a, self.k.load_queue, HbmFormat.BF16, src + 2 * first * self.tall,
+                2 * self.depth, first, tiles, span, rows, 2 * self.tall,
+            )  # fmt: skip
+        return x
+
+    def _load_b(self, slot: Tensor, at: int, column: int, depth: int, width: int) -> Tensor:
+        """B[at.., column..] as column tiles of `depth` rows."""
+        w = replace(slot, rows=depth, width=width)
+        queue = self.k.weights_queue
+        for first, tiles, span in self._spans(width, self.lanes):
+            if not self.tiled:
+                src = 2 * (at * self.n + column + first * self.lanes)
+                self._move(dma.Load, w, self.b, queue, HbmFormat.BF16, src, 2 * self.n, first,
+                           tiles, span, depth, 2 * self.lanes)  # fmt: skip
+                continue
+            part = replace(w.tile(first, tiles), width=tiles * span if tiles == 1 else w.width)
+            src = 2 * (self.depth * (column + first * self.lanes) + at * span)
+            self.k.emit(
+                queue, dma.Load, _accesses(part, True),
+                hbm=HbmAddr(self.b.base, self.b.offset + src), lanes=span, row=self.k.addr(queue, part.base),
+                rows=Count(depth), row_bytes=2 * span, outer=Count(tiles),
+                outer_bytes=2 * self.depth * self.lanes, outer_rows=w.tile_stride,
+            )  # fmt: skip
+        return w
+
+    def _store(self, out: Tensor, row: int, column: int, rows: int, width: int) -> None:
+        size = 4 if self.out == HbmFormat.FP32 else 2
+        for first, tiles, span in self._spans(width, self.lanes):
+            at = size * (row * self.n + column + first * self.lanes)
+            self._move(dma.Store, out, self.c, self.k.store_queue, self.out, at, size * self.n, first,
+                       tiles, span, rows, size * self.lanes)  # fmt: skip
+
+    def _spans(self, width: int, tile: int) -> Iterator[tuple[int, int, int]]:
+        """(first tile, tiles, lanes): the full tiles together, then a narrower last one."""
+        full, rest = divmod(width, tile)
+        if full:
+            yield 0, full, tile
+        if rest:
+            yield full, 1, rest
+
+    def _move(
+        self, cls: type, t: Tensor, hbm: HbmTensor, queue: int, fmt: HbmFormat, offset: int,
+        pitch_bytes: int, first: int, tiles: int, span: int, rows: int, tile_bytes: int,
+    ) -> None:  # fmt: skip
+        """Moves column tiles of a row-major matrix, row by row: a row's tiles are one run of HBM."""
+        accesses = _accesses(t, cls is dma.Load)
+        if hbm.resource is not None:
+            accesses.append((("hbm", hbm.resource), cls is dma.Store, "dma"))
+        self.k.emit(
+            queue, cls, accesses,
+            hbm=HbmAddr(hbm.base, hbm.offset + offset, self.k.registers[queue].number(hbm.reg)),
+            format=fmt, row=self.k.addr(queue, t.base + first * t.tile_stride, t.reg),
+            lanes=span, rows=Count(tiles), row_bytes=tile_bytes, row_stride=t.tile_stride,
+            outer=Count(rows), outer_bytes=pitch_bytes, outer_rows=t.row_stride,
+        )  # fmt: skip
+
+
+def _accesses(t: Tensor, write: bool) -> list:
+    return [(r, write, "dma") for r in t.resources]
+
+
+def tile_columns(b: np.ndarray, lanes: int) -> np.ndarray:
+    """B [K, N] column tile by column tile, flat: the layout of `tiled`."""
+    return np.concatenate([b[:, at : at + lanes].ravel() for at in range(0, b.shape[1], lanes)])
+
+
+def gemm_reference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """float64 A @ B."""
+    return a.astype(np.float64) @ b.astype(np.float64)
+
+
+def peak_cycles(chip: Chip, m: int, n: int, k: int) -> int:
+    """Cycles at every multiplier busy in each."""
+    return math.ceil(m * n * k / chip.macs_per_cycle)

@@ -1,0 +1,65 @@
+"""A trace of a generation for Perfetto: its last prefill launch, then its last decode step.
+
+The two are run again with the trace on, which changes nothing (`Session.run`), and stand behind each
+other on one time line: the chip as process, its queues as tracks, tokens between queues as arrows,
+and a track that names the launches. One microsecond of the trace is one cycle of the chip.
+"""
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .generate import Generation
+from .session import Session
+
+SUFFIXES = (".json", ".json.gz")
+_GAP_CYCLES = 1000  # between the launches, to tell them apart
+
+
+def write_generation_trace(
+    path: Path, session: Session, generation: Generation, *, functional: bool = True
+) -> None:
+    """Writes the file, gzipped where its name ends in .gz; open it in ui.perfetto.dev."""
+    opened = (
+        gzip.open(path, "wt", compresslevel=4, encoding="utf-8")
+        if path.suffix == ".gz"
+        else path.open("w", encoding="utf-8")
+    )
+    with opened as file:
+        file.write('{"displayTimeUnit":"ns","traceEvents":[\n')
+        for number, event in enumerate(_events(session, generation, functional)):
+            file.write((",\n" if number else "") + json.dumps(event, separators=(",", ":")))
+        file.write("\n]}\n")
+
+
+def _events(session: Session, generation: Generation, functional: bool) -> Iterator[dict[str, Any]]:
+    from tapeout.sim.trace import trace_events
+
+    chip = session.artifact.chip
+    track = len(chip.queue_names)
+    yield {"ph": "M", "name": "thread_name", "pid": 1, "tid": track, "args": {"name": "launches"}}
+    start = flows = 0
+    for kind, step in generation.last.items():
+        stats = session.run(step.launch, functional=functional, trace=True).stats
+        program = session.artifact.programs[kind].program
+        launch = step.launch
+        yield {
+            "ph": "X", "name": f"{kind}: {len(launch.tokens)} tokens at position "
+            f"{launch.args['position']}", "cat": "launch", "pid": 1, "tid": track,
+            "ts": start, "dur": stats.cycles, "args": dict(launch.args),
+        }  # fmt: skip
+        last_flow = flows
+        for event in trace_events(stats.trace, program, chip):
+            if event["ph"] == "M":
+                if start == 0:
+                    yield event
+                continue
+            event["ts"] += start  # type: ignore[operator]
+            if "id" in event:
+                event["id"] += flows  # type: ignore[operator]
+                last_flow = max(last_flow, event["id"] + 1)  # type: ignore[call-overload]
+            yield event
+        flows = last_flow
+        start += stats.cycles + _GAP_CYCLES
