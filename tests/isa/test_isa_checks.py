@@ -166,7 +166,7 @@ def test_drain_and_tokens_carry_knowledge_onwards() -> None:
     ("body", "words"),
     [
         ("a=vmem[0:0:0] dst=vmem[0:0:1]", "vmem row 0 is used twice by one instruction"),
-        ("a=#1.0 dst=vmem[9:0:0]", "the result writes a row of vmem more than once"),
+        ("a=#1.0 dst=vmem[9:0:0]", "the result writes a row more than once: give it"),
         ("a=#1.0 combine=add b=row_scalar[5:0:0] dst=vmem[4:0:1]", "vmem row 5 is used twice"),
         ("a=#1.0 dst=vmem[9:0:1] reduce=sum reduce_dst=10", "vmem row 10 is used twice"),
         ("a=vmem[0:0:1] reduce=sum reduce_dst=1", "vmem row 1 is used twice"),
@@ -299,7 +299,8 @@ def test_stripes_of_one_map(operands: str, good: bool) -> None:
         ),
         (
             ".queue dma0\n dma.store hbm=b1[0] row=4 lanes=3 rows=1",
-            "spm row 4 lane 0 is read, and nothing has written it in this launch at dma0 pc 0",
+            "spm row 4 lane 0 is read, and nothing has written it in this launch: load or "
+            "compute it first at dma0 pc 0",
         ),
     ],
 )
@@ -362,7 +363,7 @@ def test_missing_posts_are_a_deadlock_that_names_every_queue() -> None:
     with pytest.raises(errors.DeadlockError) as caught:
         run(ring)
     assert str(caught.value) == (
-        "deadlock: every queue waits for a token: pc 1: mxu <- vpu.1, mxu <- dma1.0; "
+        "deadlock: every queue that has not halted waits for a token nobody will post: pc 1: mxu <- vpu.1, mxu <- dma1.0; "
         "pc 0: vpu <- mxu.1 at mxu pc 1: seq.nop waits=0x102 posts=0x2"
     )
 

@@ -82,6 +82,7 @@ class Channel:
     write_group: dict[int, int] = field(default_factory=dict)
     last_read_seen: int = 0
     next_refresh: int = 0
+    turns: int = 0  # changes between reading and writing
 
     def group(self, bank: int) -> int:
         return bank % self.groups
@@ -94,11 +95,13 @@ class Channel:
         if self.reads:
             self.last_read_seen = now
         idle = not self.reads and now - self.last_read_seen > self.t["ras"] + self.t["rp"]
+        before = self.writing
         if self.writing:
             self.writing = bool(self.writes) and (pending > DRAIN_LOW or not self.reads)
         else:
             full = pending >= DRAIN_HIGH or bool(self.waiting)
             self.writing = full or (bool(self.writes) and idle)
+        self.turns += self.writing != before
         active = self.writes if self.writing else self.reads
         done = self.column_command(now, active)
         self.row_command(now, active)

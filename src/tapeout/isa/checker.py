@@ -213,7 +213,10 @@ class Checker:
         writes = [a for a in accesses if a.write and a.memory != "hbm"]
         for k, w in enumerate(writes):
             if mnemonic == "vpu.map" and not w.packed and not are_distinct(w.rows):
-                return Finding(RaceError, f"the result writes a row of {w.memory} more than once")
+                return Finding(
+                    RaceError,
+                    "the result writes a row more than once: give it strides that keep its rows apart",
+                )
             for other in reads + writes[:k]:
                 if other.memory == w.memory and w.memory != "spm" and _collide(other, w):
                     row = np.intersect1d(other.rows, w.rows)[0]

@@ -382,7 +382,9 @@ class Run:
             lines.append(f"pc {queue.pc}: {', '.join(awaited)}")
         assert first is not None
         return self.error(
-            DeadlockError, f"every queue waits for a token: {'; '.join(lines)}", first
+            DeadlockError,
+            f"every queue that has not halted waits for a token nobody will post: {'; '.join(lines)}",
+            first,
         )
 
     def leftover(self) -> None:

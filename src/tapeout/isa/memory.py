@@ -117,7 +117,8 @@ class RowMemory:
 
     def _unwritten(self, row: int, lane: int) -> None:
         self.log.unwritten = self.log.unwritten or (
-            f"{self.name} row {row} lane {lane} is read, and nothing has written it in this launch"
+            f"{self.name} row {row} lane {lane} is read, and nothing has written it in this launch: "
+            f"load or compute it first"
         )
 
 

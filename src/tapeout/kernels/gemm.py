@@ -8,18 +8,18 @@ vector unit casts the other and a DMA queue stores it. `choose` weighs the sizes
 
 import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from tapeout.chip import Chip
-from tapeout.isa import Count, HbmAddr, Kind, dma
+from tapeout.isa import Kind
 from tapeout.isa.dma import HbmFormat
 from tapeout.isa.forms import ceil_div
 from tapeout.lang import Builder, ChipTooSmall, HbmTensor, Tensor, ops
 
-STRIDE_MAX = 4095  # of the row_stride field of a transfer
+from .rows import STRIDE_MAX, load_rows, load_tiled, spans, store_rows
+
 ISSUE_CYCLES = 4  # load, matmul and two address steps of the inner loop
 RUN_LATENCY_CYCLES = 60  # an HBM access beside request and response: the model's idle latency
 RUN_OVERHEAD_BYTES = 1024  # a strided run costs about as much as this many more bytes: row misses
@@ -217,69 +217,35 @@ class _Gemm:
 
     def _load_a(self, slot: Tensor, row: int, at: int, rows: int, depth: int) -> Tensor:
         """A[row.., at..] as tiles of `mxu.rows` lanes."""
-        x = replace(slot, width=ceil_div(depth, self.tall) * self.lanes)
-        src = 2 * (row * self.depth + at)
-        for first, tiles, span in self._spans(depth, self.tall):
-            self._move(
-                dma.Load, x, self.a, self.k.load_queue, HbmFormat.BF16, src + 2 * first * self.tall,
-                2 * self.depth, first, tiles, span, rows, 2 * self.tall,
-            )  # fmt: skip
+        x = replace(slot, rows=rows, width=ceil_div(depth, self.tall) * self.lanes)
+        src = _from(self.a, 2 * (row * self.depth + at))
+        load_rows(self.k, x, src, depth, self.tall, 2 * self.depth, queue=self.k.load_queue)
         return x
 
     def _load_b(self, slot: Tensor, at: int, column: int, depth: int, width: int) -> Tensor:
         """B[at.., column..] as column tiles of `depth` rows."""
         w = replace(slot, rows=depth, width=width)
         queue = self.k.weights_queue
-        for first, tiles, span in self._spans(width, self.lanes):
-            if not self.tiled:
-                src = 2 * (at * self.n + column + first * self.lanes)
-                self._move(dma.Load, w, self.b, queue, HbmFormat.BF16, src, 2 * self.n, first,
-                           tiles, span, depth, 2 * self.lanes)  # fmt: skip
-                continue
-            part = replace(w.tile(first, tiles), width=tiles * span if tiles == 1 else w.width)
-            src = 2 * (self.depth * (column + first * self.lanes) + at * span)
-            self.k.emit(
-                queue, dma.Load, _accesses(part, True),
-                hbm=HbmAddr(self.b.base, self.b.offset + src), lanes=span, row=self.k.addr(queue, part.base),
-                rows=Count(depth), row_bytes=2 * span, outer=Count(tiles),
-                outer_bytes=2 * self.depth * self.lanes, outer_rows=w.tile_stride,
-            )  # fmt: skip
+        if not self.tiled:
+            src = _from(self.b, 2 * (at * self.n + column))
+            load_rows(self.k, w, src, width, self.lanes, 2 * self.n, queue=queue)
+            return w
+        for first, tiles, span in spans(width, self.lanes):
+            src = _from(self.b, 2 * (self.depth * (column + first * self.lanes) + at * span))
+            load_tiled(self.k, w.tile(first, tiles), src, self.depth, queue=queue)
         return w
 
     def _store(self, out: Tensor, row: int, column: int, rows: int, width: int) -> None:
         size = 4 if self.out == HbmFormat.FP32 else 2
-        for first, tiles, span in self._spans(width, self.lanes):
-            at = size * (row * self.n + column + first * self.lanes)
-            self._move(dma.Store, out, self.c, self.k.store_queue, self.out, at, size * self.n, first,
-                       tiles, span, rows, size * self.lanes)  # fmt: skip
-
-    def _spans(self, width: int, tile: int) -> Iterator[tuple[int, int, int]]:
-        """(first tile, tiles, lanes): the full tiles together, then a narrower last one."""
-        full, rest = divmod(width, tile)
-        if full:
-            yield 0, full, tile
-        if rest:
-            yield full, 1, rest
-
-    def _move(
-        self, cls: type, t: Tensor, hbm: HbmTensor, queue: int, fmt: HbmFormat, offset: int,
-        pitch_bytes: int, first: int, tiles: int, span: int, rows: int, tile_bytes: int,
-    ) -> None:  # fmt: skip
-        """Moves column tiles of a row-major matrix, row by row: a row's tiles are one run of HBM."""
-        accesses = _accesses(t, cls is dma.Load)
-        if hbm.resource is not None:
-            accesses.append((("hbm", hbm.resource), cls is dma.Store, "dma"))
-        self.k.emit(
-            queue, cls, accesses,
-            hbm=HbmAddr(hbm.base, hbm.offset + offset, self.k.registers[queue].number(hbm.reg)),
-            format=fmt, row=self.k.addr(queue, t.base + first * t.tile_stride, t.reg),
-            lanes=span, rows=Count(tiles), row_bytes=tile_bytes, row_stride=t.tile_stride,
-            outer=Count(rows), outer_bytes=pitch_bytes, outer_rows=t.row_stride,
+        store_rows(
+            self.k, replace(out, rows=rows, width=width),
+            _from(self.c, size * (row * self.n + column)), width, size * self.n, self.out,
+            queue=self.k.store_queue,
         )  # fmt: skip
 
 
-def _accesses(t: Tensor, write: bool) -> list:
-    return [(r, write, "dma") for r in t.resources]
+def _from(t: HbmTensor, offset: int) -> HbmTensor:
+    return replace(t, offset=t.offset + offset)
 
 
 def tile_columns(b: np.ndarray, lanes: int) -> np.ndarray:

@@ -244,12 +244,15 @@ class Builder:
         loop = self.streams[queue][node].loop
         return node if loop is None or loop is self.loop_open else loop.exit[queue]
 
-    def _needs(self, queue: int, accesses: list[Access]) -> dict[int, int]:
-        """For each queue, the last node of it that must retire before these accesses."""
-        needs: dict[int, int] = {}
+    def _needs(self, queue: int, accesses: list[Access]) -> dict[tuple[int, bool], int]:
+        """For each queue, the last node of it that must retire before these accesses: the last one
+        before the open loop and the last one in its body, since the body may not run."""
+        needs: dict[tuple[int, bool], int] = {}
 
         def need(other: int, at: int) -> None:
-            needs[other] = max(needs.get(other, -1), self._leave(other, at))
+            at = self._leave(other, at)
+            key = (other, self.streams[other][at].loop is not None)
+            needs[key] = max(needs.get(key, -1), at)
 
         for resource, write, port in accesses:
             touch = self.touches.get(resource)
@@ -340,7 +343,7 @@ class Builder:
     def settle(self, queue: int, first: int, accesses: list[Access]) -> None:
         """Declares the accesses of the nodes from `first` to the last one of the queue."""
         last = len(self.streams[queue]) - 1
-        for before, at in sorted(self._needs(queue, accesses).items()):
+        for (before, _), at in sorted(self._needs(queue, accesses).items()):
             self._order(queue, first, before, at)
         self._record(queue, first, last, accesses)
         for index in range(first, last + 1):

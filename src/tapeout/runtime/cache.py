@@ -1,9 +1,9 @@
 """Compiled models on disk, so that a model is compiled once for a chip and its options.
 
-Contract: `compiled` gives the artifact of a model, compiling it where the cache has none. An entry's
-key covers the model's files (path, size, time of change, first megabyte), every number of the chip,
-the options and the sources of everything that decides what a compiled program is; so an entry never
-goes stale, it is only no longer asked for. Reading an entry imports neither torch nor transformers.
+Contract: `compiled` gives the artifact of a model, compiling it where the cache has none. An entry
+is found by the files of the model (path, size, time of change, first megabyte), every number of the
+chip, the options and the sources of all that decides what a compiled program is; so an entry never
+goes stale, it is only no longer asked for. Reading one imports neither torch nor transformers.
 
 Entries lie in `$XDG_CACHE_HOME/tapeout` (`~/.cache/tapeout`); when they pass `LIMIT_BYTES`, those
 unused for longest go first.

@@ -2,8 +2,8 @@
 
 Definitions. A token of decode is one new token of one sequence: a step of a batch of B makes B.
 Chip time is cycles at `clock_ghz`. HBM utilisation is the bytes that the tokens need, each byte of
-weights, K and V once a launch, over what the pins could have moved in the cycles; MXU utilisation is
-products of valid elements over what the array could have made. Host time is the wall time of the
+weights, K and V once a launch, over what the pins could have moved in the cycles; MXU utilisation
+is products of valid elements over what the array could have made. Host time is the wall time of the
 launches on this machine and of the choice of tokens, without loading and printing.
 """
 

@@ -103,7 +103,7 @@ class Session:
         return Step(self._best(kind, entry), stats, launch)
 
     def _best(self, kind: str, entry: Entry) -> np.ndarray:
-        """The chip reports a maximum and its column for each group of columns: choose among them."""
+        """The chip reports a maximum and its column for each group of columns: the best of them."""
         rows, lanes = entry.output_rows, self.artifact.chip.lanes
         padded = -(-rows // lanes) * lanes
         groups = -(-self.artifact.vocab // entry.group_width)

@@ -1,15 +1,16 @@
 """A trace of a generation for Perfetto: its last prefill launch, then its last decode step.
 
-The two are run again with the trace on, which changes nothing (`Session.run`), and stand behind each
-other on one time line: the chip as process, its queues as tracks, tokens between queues as arrows,
-and a track that names the launches. One microsecond of the trace is one cycle of the chip.
+The two are run again with the trace on, which changes nothing (`Session.run`), and stand behind
+each other on one time line: the chip as process, its queues as tracks, tokens between queues as
+arrows, and a track that names the launches. One microsecond of the trace is one chip cycle.
 """
 
 import gzip
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TextIO, cast
 
 from .generate import Generation
 from .session import Session
@@ -22,16 +23,16 @@ def write_generation_trace(
     path: Path, session: Session, generation: Generation, *, functional: bool = True
 ) -> None:
     """Writes the file, gzipped where its name ends in .gz; open it in ui.perfetto.dev."""
-    opened = (
-        gzip.open(path, "wt", compresslevel=4, encoding="utf-8")
-        if path.suffix == ".gz"
-        else path.open("w", encoding="utf-8")
-    )
-    with opened as file:
+    with path.open("wb") as raw, _text(raw, path.suffix == ".gz") as file:
         file.write('{"displayTimeUnit":"ns","traceEvents":[\n')
         for number, event in enumerate(_events(session, generation, functional)):
             file.write((",\n" if number else "") + json.dumps(event, separators=(",", ":")))
         file.write("\n]}\n")
+
+
+def _text(raw: BinaryIO, packed: bool) -> TextIO:
+    binary = gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=4) if packed else raw
+    return io.TextIOWrapper(cast(BinaryIO, binary), encoding="utf-8")
 
 
 def _events(session: Session, generation: Generation, functional: bool) -> Iterator[dict[str, Any]]:
@@ -50,16 +51,15 @@ def _events(session: Session, generation: Generation, functional: bool) -> Itera
             f"{launch.args['position']}", "cat": "launch", "pid": 1, "tid": track,
             "ts": start, "dur": stats.cycles, "args": dict(launch.args),
         }  # fmt: skip
-        last_flow = flows
-        for event in trace_events(stats.trace, program, chip):
+        events: Iterator[dict[str, Any]] = trace_events(stats.trace, program, chip)
+        for event in events:
             if event["ph"] == "M":
                 if start == 0:
                     yield event
                 continue
-            event["ts"] += start  # type: ignore[operator]
+            event["ts"] += start
             if "id" in event:
-                event["id"] += flows  # type: ignore[operator]
-                last_flow = max(last_flow, event["id"] + 1)  # type: ignore[call-overload]
+                event["id"] += flows
             yield event
-        flows = last_flow
+        flows += len(stats.trace.flow_from)
         start += stats.cycles + _GAP_CYCLES

@@ -1,8 +1,9 @@
 """Traces of a run as a Perfetto file: Chrome's JSON trace events.
 
 The chip is a process, each queue a thread, each instruction a slice from issue to retire, each token
-a flow from the instruction that posted it to the one that took it. One microsecond of the trace is
-one cycle.
+a flow from the instruction that posted it to the one that took it. Instructions of a queue that
+overlap (a pass and the next load, transfers in flight) are laid out on further threads of the queue,
+as slices of one thread must nest. One microsecond of the trace is one cycle.
 """
 
 import gzip
@@ -15,6 +16,8 @@ import numpy as np
 
 from tapeout.chip import Chip
 from tapeout.isa.program import Program
+
+_ROWS = 1024  # threads a queue may take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +53,15 @@ def write_trace(path: Path, trace: TraceData, program: Program, chip: Chip) -> N
 def trace_events(trace: TraceData, program: Program, chip: Chip) -> Iterator[dict[str, object]]:
     """Trace events: names of processes and threads, slices in order of issue, flows."""
     names = chip.queue_names
+    order = np.lexsort((trace.queue, trace.issue))
+    threads = _threads(trace, order, len(names))
     yield _meta("process_name", 0, f"{chip.name} ({program.chip})")
-    for number, name in enumerate(names):
-        yield _meta("thread_name", number, name)
-        yield {"ph": "M", "name": "thread_sort_index", "pid": 1, "tid": number,
-               "args": {"sort_index": number}}  # fmt: skip
-    for at in np.lexsort((trace.queue, trace.issue)):
+    for thread in sorted(set(threads.tolist()) | {n * _ROWS for n in range(len(names))}):
+        queue, row = divmod(thread, _ROWS)
+        yield _meta("thread_name", thread, names[queue] + (f" overlap {row}" if row else ""))
+        yield {"ph": "M", "name": "thread_sort_index", "pid": 1, "tid": thread,
+               "args": {"sort_index": thread}}  # fmt: skip
+    for at in order:
         queue, pc = int(trace.queue[at]), int(trace.pc[at])
         issue, retire = int(trace.issue[at]), int(trace.retire[at])
         instruction = program.streams[names[queue]][pc]
@@ -67,7 +73,7 @@ def trace_events(trace: TraceData, program: Program, chip: Chip) -> Iterator[dic
         if source is not None and source.file:
             args["source"] = f"{source.file}:{source.line}"
         yield {"ph": "X", "name": where + instruction.mnemonic, "cat": instruction.engine,
-               "pid": 1, "tid": queue, "ts": issue, "dur": max(retire - issue, 1),
+               "pid": 1, "tid": int(threads[at]), "ts": issue, "dur": max(retire - issue, 1),
                "args": args}  # fmt: skip
     for number, (a, b) in enumerate(zip(trace.flow_from, trace.flow_to, strict=True)):
         poster, taker = names[int(trace.queue[a])], names[int(trace.queue[b])]
@@ -75,9 +81,24 @@ def trace_events(trace: TraceData, program: Program, chip: Chip) -> Iterator[dic
         common = {"cat": "token", "name": name, "id": number, "pid": 1}
         # The arrow leaves within the poster's slice.
         sent = max(int(trace.retire[a]) - 1, int(trace.issue[a]))
-        yield {**common, "ph": "s", "tid": int(trace.queue[a]), "ts": sent}
-        yield {**common, "ph": "f", "bp": "e", "tid": int(trace.queue[b]),
-               "ts": int(trace.issue[b])}  # fmt: skip
+        yield {**common, "ph": "s", "tid": int(threads[a]), "ts": sent}
+        yield {**common, "ph": "f", "bp": "e", "tid": int(threads[b]), "ts": int(trace.issue[b])}
+
+
+def _threads(trace: TraceData, order: np.ndarray, queues: int) -> np.ndarray:
+    """int [events]: the first thread of the queue that is free at an event's issue."""
+    free: list[list[int]] = [[0] for _ in range(queues)]
+    threads = np.zeros(len(order), np.int64)
+    for at in order:
+        queue, issue = int(trace.queue[at]), int(trace.issue[at])
+        rows = free[queue]
+        row = next((r for r, cycle in enumerate(rows) if cycle <= issue), len(rows))
+        if row == len(rows) and row < _ROWS:
+            rows.append(0)
+        row = min(row, _ROWS - 1)
+        rows[row] = max(int(trace.retire[at]), issue + 1)
+        threads[at] = queue * _ROWS + row
+    return threads
 
 
 def _meta(kind: str, thread: int, name: str) -> dict[str, object]:

@@ -210,7 +210,7 @@ uint64_t Hbm::buffer_write(const Location& at, uint32_t bursts, uint32_t bytes, 
 }
 
 void Hbm::drain_idle(uint32_t pseudo_channel, Tick t) {
-  // Without reads for a row cycle the controller turns to its writes, one after the other. A read
+  // A row cycle after its last read command the controller turns to its writes, one by one. A read
   // that comes before the write command goes first.
   const Channel& channel = channels_[pseudo_channel];
   WriteBuffer& buffer = buffers_[pseudo_channel];
@@ -218,7 +218,8 @@ void Hbm::drain_idle(uint32_t pseudo_channel, Tick t) {
   for (; drained < buffer.pending_count; ++drained) {
     const Write& write = buffer.pending[drained];
     const Bank& bank = bank_of(write.at);
-    const Tick start = std::max(channel.bus_free, write.accepted) + (channel.writing ? 0 : idle_);
+    const Tick quiet = channel.bus_free + (channel.writing ? 0 : idle_ - cl_ - burst_);
+    const Tick start = std::max(quiet, write.accepted);
     const Tick open = bank.row == write.at.row ? 0 : rcd_ + (bank.row == kClosed ? 0 : rp_);
     if (start + open >= t) break;
     drain_one(pseudo_channel, write, start);
