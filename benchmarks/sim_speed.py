@@ -1,13 +1,15 @@
 """Speed of `sim` on a decode-like program: weights stream from HBM once, tile by tile.
 
-`python benchmarks/sim_speed.py [--mb 256] [--chip solo]` prints host milliseconds of a pass over the
-weights (functional with and without checks, timing only), beside the time in which the same process
-reads the weights once (`numpy.max` over 64-bit words), and simulated cycles a second.
+`python benchmarks/sim_speed.py [--mb 256] [--chip solo]` prints the processor time in milliseconds
+of a pass over the weights (functional with and without checks, timing only), beside the time in
+which the same process reads the weights once (`numpy.max` over 64-bit words), and simulated cycles
+a second.
 """
 
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -109,28 +111,30 @@ def main() -> None:
     chunks = max(arguments.mb * 2**20 // stripe_bytes, 1)
     code = program(chip, chunks)
     nbytes = chunks * stripe_bytes
-    checked, handle, at = prepare(chip, code, nbytes, True)
-    words = checked._hbm[at : at + nbytes].view(np.uint64)
-    read_ms = best_ms(words.max)
-    result = checked.run(handle)
+    rows = []
+    read_ms = 0.0
+    for checks in (True, False):
+        sim, handle, at = prepare(chip, code, nbytes, checks)
+        if checks:
+            result = sim.run(handle)
+            read_ms = best_ms(sim._hbm[at : at + nbytes].view(np.uint64).max)
+        for functional in (True, False):
+            name = "functional" if functional else "timing only"
+            ms = best_ms(partial(sim.run, handle, functional=functional))
+            rows.append((name + (", checks" if checks else ""), ms))
+        del sim, handle
     runs = sum(q.hbm_runs for q in result.queues.values())
-    print(f"{nbytes / 1e6:.0f} MB, {result.instructions} instructions, {runs} runs, "
-          f"{result.cycles} cycles, HBM {nbytes / result.cycles / chip.hbm_bytes_per_cycle:.1%}")  # fmt: skip
-    print(f"host reads the weights   {read_ms:8.2f} ms")
-    with_checks = best_ms(lambda: checked.run(handle))
-    timing_checks = best_ms(lambda: checked.run(handle, functional=False))
-    del checked, handle
-    plain, handle, _ = prepare(chip, code, nbytes, False)
-    without = best_ms(lambda: plain.run(handle))
-    timing = best_ms(lambda: plain.run(handle, functional=False))
-    for label, ms in (
-        ("functional, checks", with_checks),
-        ("functional", without),
-        ("timing only, checks", timing_checks),
-        ("timing only", timing),
-    ):
-        print(f"{label:24s} {ms:8.2f} ms  {ms / read_ms:5.2f} x reading  "
-              f"{result.cycles / ms / 1e3:7.1f} M cycles/s  {ms * 1e6 / runs:6.1f} ns/run")  # fmt: skip
+    used = nbytes / result.cycles / chip.hbm_bytes_per_cycle
+    print(
+        f"{nbytes / 1e6:.0f} MB, {result.instructions} instructions, {runs} runs, "
+        f"{result.cycles} cycles, HBM at {used:.1%} of peak"
+    )
+    print(f"{'host reads the weights':24s} {read_ms:8.2f} ms")
+    for label, ms in rows:
+        print(
+            f"{label:24s} {ms:8.2f} ms  {ms / read_ms:5.2f} x reading  "
+            f"{result.cycles / ms / 1e3:7.1f} M cycles/s  {ms * 1e6 / runs:6.1f} ns/run"
+        )
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 """The cases every simulator is given, as matrix products.
 
-A product is [m, k] @ [k, n]; `count` says how often it occurs in the case. Attention is counted over
-all positions (full, not causal), the query heads of a group stacked as rows against their one K or V.
+A product is [m, k] @ [k, n]; `count` says how often it occurs in the case. Attention is counted
+over all positions (full, not causal), the query heads of a group stacked as rows against their one
+K or V.
 """
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-PROMPT_TOKENS = 128  # of the prefill, and positions in the cache before the token of decode
+PROMPT_TOKENS = 128  # of the prefill; the token of decode attends to as many, itself the last
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Llama:
     vocab: int
 
     def products(self, rows: int, positions: int) -> list[Product]:
-        """`rows` new tokens of one sequence that attend to `positions` each; logits of every one."""
+        """`rows` new tokens of one sequence, attending to `positions` each; logits of all."""
         h, d, group = self.hidden, self.head_dim, self.heads // self.kv_heads
         kv = self.layers * self.kv_heads
         return [
@@ -73,11 +74,11 @@ SMOLLM2_135M = Llama(
 CASES: dict[str, list[Product]] = {
     "gemm": [Product("gemm", 512, 768, 3072)],
     "prefill": SMOLLM2_135M.products(PROMPT_TOKENS, PROMPT_TOKENS),
-    "decode": SMOLLM2_135M.products(1, PROMPT_TOKENS + 1),
+    "decode": SMOLLM2_135M.products(1, PROMPT_TOKENS),
 }
 
 TITLES = {
     "gemm": "GEMM, M 512, K 768, N 3072, bf16",
     "prefill": f"SmolLM2-135M, prefill of {PROMPT_TOKENS} tokens, LM head on every token",
-    "decode": f"SmolLM2-135M, one token of decode at position {PROMPT_TOKENS}, batch 1",
+    "decode": f"SmolLM2-135M, one token of decode over {PROMPT_TOKENS} positions, batch 1",
 }

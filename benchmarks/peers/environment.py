@@ -17,11 +17,15 @@ ENVIRONMENTS = HERE.parent / ".venvs"
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
+class EnvironmentFailure(Exception):
+    """A peer that could not be installed; the message is the last line of what tried."""
+
+
 def python_of(peer: str) -> Path:
     """The interpreter of `peer`'s environment, which is made (or made again) if need be.
 
     `peers/<peer>.txt` lists every package with its version; an environment made from another list
-    is replaced. Raises CalledProcessError where pip cannot install it.
+    is replaced. Raises EnvironmentFailure where it cannot be made.
     """
     wanted = (HERE / f"{peer}.txt").read_text()
     place = ENVIRONMENTS / peer
@@ -31,9 +35,15 @@ def python_of(peer: str) -> Path:
     ENVIRONMENTS.mkdir(exist_ok=True)
     (ENVIRONMENTS / ".gitignore").write_text("*\n")
     shutil.rmtree(place, ignore_errors=True)
-    subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "--requirement", str(HERE / f"{peer}.txt")], check=True)
+    pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check"]
+    for command in (
+        [sys.executable, "-m", "venv", str(place)],
+        [*pip, "--requirement", str(HERE / f"{peer}.txt")],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
+            raise EnvironmentFailure(f"{Path(command[0]).name} {command[2]}: {lines[-1][:200]}")
     made_from.write_text(wanted)
     return python
 

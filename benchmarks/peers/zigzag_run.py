@@ -1,9 +1,10 @@
 """ZigZag on the products of a request, one after the other; runs in its own environment.
 
-Configuration nearest to the chip: a systolic array of its size that keeps K x N weights (two a cell,
-one in use and one on its way), fp32 sums beside it, a scratchpad that gives it one row of inputs and
-`load_rows` rows of weights a cycle, HBM at the chip's rate on one shared port. ZigZag searches loop
-orders (LOMA, its defaults) and reports the latency of the best: an analytic figure, nothing runs.
+Configuration nearest to the chip: a systolic array of its size that keeps K x N weights (two a
+cell, one in use and one on its way), fp32 sums beside it, a scratchpad that gives it one row of
+inputs and `load_rows` rows of weights a cycle, HBM at the chip's rate on one shared port. ZigZag
+searches loop orders (LOMA, its defaults) and reports the latency of the best: an analytic figure,
+nothing runs.
 """
 
 import json

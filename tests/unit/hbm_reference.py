@@ -38,7 +38,7 @@ def locate(hbm: dict, address: int) -> tuple[int, int, int]:
     channel = (run ^ mix) % channels if log2(channels).is_integer() else (run + mix) % channels
     page = stripe // (hbm["row_bytes"] * hbm["bank_group_interleave"] // hbm["interleave_bytes"])
     row = page // sets
-    return channel, (page ^ xor_fold(row, (3, 7, 11), (1,))) % sets, row
+    return channel, (page ^ xor_fold(row, (3, 6, 9, 12, 15), (1,))) % sets, row
 
 
 @dataclass

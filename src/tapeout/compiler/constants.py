@@ -112,11 +112,3 @@ class Constants:
                 raise PackingError(f"{key} packed to {len(data)} bytes, not {entry.bytes}")
             out[entry.offset : entry.offset + entry.bytes] = np.frombuffer(data, np.uint8)
         return out
-
-
-def required_bytes(matrices: list[Matrix]) -> int:
-    """Bytes of weights that one token needs, each once: valid lanes only."""
-    return sum(m.format.format.bytes_for(m.k, 1) * m.n for m in matrices)
-
-
-__all__ = ["Constants", "Entry", "PackingError", "required_bytes"]

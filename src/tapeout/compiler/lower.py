@@ -7,7 +7,7 @@ a norm also yields its sums of squares.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tapeout.chip import Chip
 from tapeout.isa import Kind, Program
@@ -134,7 +134,7 @@ class Lowering:
             program=program, args=list(self.k.args), batch=graph.batch, tokens=graph.tokens,
             context=graph.context, vocab=logits.width, output_rows=logits.rows,
             group_width=self.group_width, kv_bytes=self.kv_bytes, matrices=self.matrices,
-            weight_bytes=sum(m.format.format.bytes_for(m.k, 1) * m.n for m in self.matrices),
+            weight_bytes=sum(m.format.format.bytes_for(m.k, 2) * m.n // 2 for m in self.matrices),
             kv_bytes_per_position=sum(b * h * d * 2 for b, h, _, d in graph.caches.values()),
         )  # fmt: skip
 
@@ -313,7 +313,8 @@ class Lowering:
         rows = self.rows_of(op.out)
         layout = attn.HeadLayout(k, op.head_dim)
         keys, values = (
-            attn.Cache(self.kv.slice(self.caches[n], 0), self.sequence_bytes) for n in (op.keys, op.values)
+            attn.Cache(replace(self.kv.slice(self.caches[n], 0), resource=n), self.sequence_bytes)
+            for n in (op.keys, op.values)
         )
         q = k.tensor(Kind.SPM_BF16, op.heads * x.rows, op.head_dim)
         chunks = [
@@ -328,19 +329,24 @@ class Lowering:
             acc = k.tensor(Kind.ACC, x.rows, matrix.n)
             linear.accumulate(k, self.ring, x, matrix, acc, 0, acc.tiles, rows=rows)
             hq, hk = op.heads, op.kv_heads
+            rest = []
             for chunk in chunks:
                 part = acc if graph.tokens > 1 else acc.rows_from(chunk.first, chunk.count)
                 n = rows if graph.tokens > 1 else chunk.count
                 for first, which, turn in ((hq, 0, rope), (hq + hk, 1, None)):
-                    attn.split_heads(
+                    rest += attn.split_heads(
                         k, part, chunk.new_rows(which), layout, first, hk, rows=n,
                         head_stride=chunk.head_stride, rope=turn,
                     )  # fmt: skip
-            attn.split_heads(k, acc, q, layout, 0, hq, rows=rows, head_stride=x.rows, rope=rope)
+            rest += attn.split_heads(
+                k, acc, q, layout, 0, hq, rows=rows, head_stride=x.rows, rope=rope,
+                factor=shape.factor,
+            )  # fmt: skip
+            for finish in rest:
+                finish()
             k.free(acc)
         dst = k.tensor(Kind.SPM_BF16, op.out.rows, op.out.width, avoid=(q,))
         for chunk in chunks:
-            chunk.store_new()
             chunk.run(q, dst, rows=rows)
         k.free(q)
         self.keep(op.out, dst)

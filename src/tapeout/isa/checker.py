@@ -215,7 +215,8 @@ class Checker:
             if mnemonic == "vpu.map" and not w.packed and not are_distinct(w.rows):
                 return Finding(
                     RaceError,
-                    "the result writes a row more than once: give it strides that keep its rows apart",
+                    "the result writes a row more than once: give it strides that keep its rows "
+                    "apart",
                 )
             for other in reads + writes[:k]:
                 if other.memory == w.memory and w.memory != "spm" and _collide(other, w):

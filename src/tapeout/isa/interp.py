@@ -383,7 +383,8 @@ class Run:
         assert first is not None
         return self.error(
             DeadlockError,
-            f"every queue that has not halted waits for a token nobody will post: {'; '.join(lines)}",
+            "every queue that has not halted waits for a token nobody will post: "
+            + "; ".join(lines),
             first,
         )
 

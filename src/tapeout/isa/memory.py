@@ -117,8 +117,8 @@ class RowMemory:
 
     def _unwritten(self, row: int, lane: int) -> None:
         self.log.unwritten = self.log.unwritten or (
-            f"{self.name} row {row} lane {lane} is read, and nothing has written it in this launch: "
-            f"load or compute it first"
+            f"{self.name} row {row} lane {lane} is read, and nothing has written it in this "
+            f"launch: load or compute it first"
         )
 
 

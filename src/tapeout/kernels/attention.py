@@ -6,19 +6,22 @@ cache: position % lanes + S <= lanes. The tile they lie in (older rows from HBM,
 vector unit) is attended first and sets the running statistics, then a hardware loop whose trip count
 is position // lanes goes over the older tiles, as flash attention does:
 
-    s = q K^T;  m' = max(m, rowmax(s) c);  p = exp2(s c - m');  a = exp2(m - m')
-    l = l a + rowsum(p);  o = o a + p V;  at the end  o / l          (c = scale * log2 e)
+    s = q K^T;  m' = max(m, rowmax(s));  p = exp2(s - m');  a = exp2(m - m')
+    l = l a + rowsum(p);  o = o a + p V;  at the end  o / l
+
+where q was multiplied by `Shape.factor` = scale * log2 e when its heads were set apart.
 
 Rows: with S = 1, row b * heads + h (a token of each sequence); with S > 1 and one sequence, row
 h * S + s. Heads are kept apart in spm: head h starts at lane 0 of its own tiles.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tapeout.isa import Kind, dma
+from tapeout.isa import Kind
 from tapeout.isa.mxu import Accumulate
 from tapeout.isa.vpu import Combine, Combine2, Function, Reduce
 from tapeout.lang import Builder, HbmTensor, Scalar, Tensor, ops
@@ -41,6 +44,11 @@ class Shape:
     @property
     def group(self) -> int:
         return self.heads // self.kv_heads
+
+    @property
+    def factor(self) -> float:
+        """What queries are multiplied by, so that scores are exponents of two."""
+        return float(np.float32(self.scale * LOG2E))
 
     @property
     def rows(self) -> int:
@@ -100,14 +108,17 @@ def split_heads(
     rows: Scalar | int,
     head_stride: int,
     rope: tuple[Tensor, Tensor] | None = None,
-) -> None:
+    factor: float | None = None,
+) -> list[Callable[[], None]]:
     """Heads [first, first+count) of projection x into `dst`, head i at `base + i * head_stride`.
 
     With `rope` = (cos, signed sin), [M, head_dim] in vmem, rotates:
-    y = x * cos + x[lane ^ head_dim/2] * sin.
+    y = x * cos + x[lane ^ head_dim/2] * sin. With `factor`, y is multiplied by it.
+    Returns the second halves of the rotations, to be called: kept apart so that several first halves
+    can be in the vector unit's pipeline before the first second half waits for them.
     """
-    half = layout.d // 2
-    for slot, start, number in layout.groups(first, count):
+    rest: list[Callable[[], None]] = []
+    for _, start, number in layout.groups(first, count):
         for tile in range(layout.tiles):
             at, xor = layout.place(start, tile)
             step = layout.tiles if layout.per_tile == 1 else 1
@@ -115,26 +126,33 @@ def split_heads(
             out = _heads(dst, (start - first) * head_stride, tile, number,
                          head_stride * layout.per_tile, layout)  # fmt: skip
             lanes = (0, layout.width) if layout.width < layout.lanes else (0, 0)
-            common = {"rows": rows, "tiles": number, "lanes": lanes, "width": number * layout.lanes}
+            common: dict = {"rows": rows, "tiles": number, "lanes": lanes,
+                            "width": number * layout.lanes}  # fmt: skip
             if rope is None:
-                ops.vector(k, src, dst=out, xor=xor, **common)
+                combine = Combine.A if factor is None else Combine.MUL
+                ops.vector(k, src, factor, dst=out, xor=xor, combine=combine, **common)
                 continue
             cos, sin = (t.tile(tile).same_for_tiles() for t in rope)
             part = k.tensor(Kind.ACC, x.rows, number * layout.lanes, avoid=(x,))
-            _rope(k, x, src, out, part, cos, sin, at, xor, step, number, half, layout, tile, common)
-            k.free(part)
+            ops.vector(k, src, cos, dst=part, combine=Combine.MUL, xor=xor, **common)
+            shift = layout.d // 2 // layout.lanes
+            partner, partner_xor = src, xor ^ (layout.d // 2)
+            if shift:
+                to = at + (shift if tile < shift else -shift)
+                partner, partner_xor = _picked(x, to, step, number, layout), xor
+            more = {} if factor is None else {"d": factor, "combine2": Combine2.MUL}
+            rest.append(_rotation(k, partner, sin, part, out, partner_xor, {**common, **more}))
+    return rest
 
 
-def _rope(k, x, src, out, part, cos, sin, at, xor, step, number, half, layout, tile, common) -> None:
-    """y = src * cos + partner * sin through a partial result in acc."""
-    if half >= layout.lanes:
-        shift = half // layout.lanes
-        partner = _picked(x, at + (shift if tile < shift else -shift), step, number, layout)
-        partner_xor = xor
-    else:
-        partner, partner_xor = src, xor ^ half
-    ops.vector(k, src, cos, dst=part, combine=Combine.MUL, xor=xor, **common)
-    ops.vector(k, partner, sin, part, dst=out, combine=Combine.FMA, xor=partner_xor, **common)
+def _rotation(
+    k: Builder, partner: Tensor, sin: Tensor, part: Tensor, out: Tensor, xor: int, common: dict
+) -> Callable[[], None]:
+    def finish() -> None:
+        ops.vector(k, partner, sin, part, dst=out, combine=Combine.FMA, xor=xor, **common)
+        k.free(part)
+
+    return finish
 
 
 def _picked(x: Tensor, at: int, step: int, number: int, layout: HeadLayout) -> Tensor:
@@ -191,7 +209,7 @@ class Cache:
 class Attention:
     """Attention of one layer for sequences [first, first + count) of the batch.
 
-    Use: `kv = Attention(...)`, write new keys and values through `kv.new_keys`, then `kv.run`.
+    Use: make it, write new keys and values to `new_rows(0)` and `new_rows(1)`, then `run`.
     """
 
     def __init__(
@@ -372,10 +390,6 @@ class Attention:
                         at = (h - head0) * shape.tokens
                         ops.stream(k, out.rows_from(at, 1), p.rows_from(at, 1), rows=self.tokens)
 
-    @property
-    def factor(self) -> float:
-        return float(np.float32(self.shape.scale * LOG2E))
-
     def _pipeline(self, begin, end) -> None:
         """begin(i) for part i + 1 runs ahead of end(i)."""
         begin(0)
@@ -392,7 +406,7 @@ class Attention:
 
     def _first_tile(self, q: Tensor, p: list[Tensor], o: Tensor, part_rows: int) -> None:
         """The tile with the new tokens: masked, sets m, l and o."""
-        k, c = self.k, self.factor
+        k = self.k
         below = (self.within, 1, 0 if self.decode else 1)
         scores = self._score_buffers(part_rows, (o,))
 
@@ -405,17 +419,18 @@ class Attention:
             for at, h, n in self._blocks(part):
                 ops.vector(k, s.rows_from(at, 1), rows=n, below=below, reduce=Reduce.MAX,
                            reduce_dst=self._packed_row(self.m, h))  # fmt: skip
-            self._stat(self.m, c, dst=self.m, combine=Combine.MUL, heads=self._heads(part))
             for at, h, n in self._blocks(part):
                 ops.vector(
-                    k, s.rows_from(at, 1), c, self._packed_row(self.m, h).scalars(),
-                    dst=pi.rows_from(at, 1), combine=Combine.FMS, function=Function.EXP2, rows=n,
+                    k, s.rows_from(at, 1), self._packed_row(self.m, h).scalars(),
+                    dst=pi.rows_from(at, 1), combine=Combine.SUB, function=Function.EXP2, rows=n,
                     below=below, reduce=Reduce.SUM, reduce_dst=self._packed_row(self.l, h),
                 )  # fmt: skip
             out = o.rows_from(i * part_rows, part_rows)
             self._weighted(pi, out, part, self.current[1], self._row, self.known)
 
         self._pipeline(begin, end)
+        self._stat(self.m, dst=self.mt)
+        self.store_new()
         k.free(*scores)
 
     def _packed_row(self, t: Tensor, h: int) -> Tensor:
@@ -424,7 +439,7 @@ class Attention:
     def _older_tiles(self, q: Tensor, p: list[Tensor], o: Tensor, part_rows: int) -> None:
         k, shape, lanes = self.k, self.shape, self.k.chip.lanes
         half = self.count * shape.kv_heads * lanes
-        ring = k.ring(2 * half, shape.head_dim, 2)
+        ring = k.ring(2 * half, shape.head_dim, 2, avoid=(q, *p))
         scores = self._score_buffers(part_rows, (o,))
         sums = [
             k.tensor(Kind.ACC, part_rows, shape.head_dim, avoid=(o, *scores)) for _ in scores
@@ -463,17 +478,15 @@ class Attention:
 
     def _older_part(self, i: int, s: Tensor, t: Tensor, p: Tensor, values: Tensor) -> None:
         """Softmax statistics and p of one part against one older tile, and t = p V."""
-        k, c, part = self.k, self.factor, self.parts[i]
+        k, part = self.k, self.parts[i]
         heads = self._heads(part)
         for at, h, n in self._blocks(part):
             ops.vector(k, s.rows_from(at, 1), rows=n, reduce=Reduce.MAX,
-                       reduce_dst=self._packed_row(self.mt, h))  # fmt: skip
-        self._stat(self.mt, c, d=self.m, dst=self.mt, combine=Combine.MUL, combine2=Combine2.MAX,
-                   heads=heads)  # fmt: skip
+                       reduce_dst=self._packed_row(self.mt, h), reduce_accumulate=True)  # fmt: skip
         for at, h, n in self._blocks(part):
             ops.vector(
-                k, s.rows_from(at, 1), c, self._packed_row(self.mt, h).scalars(),
-                dst=p.rows_from(at, 1), combine=Combine.FMS, function=Function.EXP2, rows=n,
+                k, s.rows_from(at, 1), self._packed_row(self.mt, h).scalars(),
+                dst=p.rows_from(at, 1), combine=Combine.SUB, function=Function.EXP2, rows=n,
                 reduce=Reduce.SUM, reduce_dst=self._packed_row(self.lt, h),
             )  # fmt: skip
         self._stat(self.m, self.mt, dst=self.alpha, combine=Combine.SUB, function=Function.EXP2,
@@ -512,5 +525,3 @@ def attention_reference(
         out[h] = p / p.sum(-1, keepdims=True) @ values[h // group].astype(np.float64)
     return out
 
-
-KV_FORMAT = dma.HbmFormat.BF16

@@ -1,16 +1,16 @@
 """Causal self-attention of a whole sequence: Q, K, V [heads, S, d] bf16 in HBM to O bf16.
 
-Blocks of `rows` queries go over key tiles of the array's height with an online softmax, three passes
-of the vector unit a score row:
+Blocks of `rows` queries go over key tiles of the array's height with an online softmax, three
+passes of the vector unit a score row:
 
     s = q K^T;  m' = max(m, rowmax(s) c);  p = exp2(s c - m');  t = p V
     a = exp2(m - m');  l = l a + rowsum(p);  o = o a + t;  at the end  o / l     (c = scale log2 e)
 
-The tiles of all blocks form one series of steps. The array gets the scores of step u + 1 before the
-values of step u, so that the softmax of a step runs while the array works on its neighbours; scores,
-probabilities and statistics have two buffers. Tiles above the diagonal are left out; a tile on it is
-masked, and queries above it do not move.
-Heads are a hardware loop over key-value heads; grouped query heads are traced one after the other.
+The tiles of all blocks form one series of steps. The array gets the scores of step u + 1 before
+the values of step u, so that the softmax of a step runs while the array works on its neighbours;
+scores, probabilities and statistics have two buffers. Tiles above the diagonal are left out; a tile
+on it is masked, and queries above it do not move.
+Heads are a hardware loop; short ones, and query heads of one key-value head, are traced together.
 """
 
 from dataclasses import dataclass, replace
@@ -27,6 +27,8 @@ from tapeout.lang import Builder, ChipTooSmall, HbmTensor, LoopVar, Tensor, ops
 
 from .attention import LOG2E
 from .rows import STRIDE_MAX, load_rows, store_rows
+
+UNROLLED_STEPS = 256  # of heads traced together: between iterations of the loop the array drains
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,17 +65,18 @@ class Sequence:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Queries of a block, keys of a chunk that comes at once, and slots of the ring of chunks."""
+    """Queries of a block, keys of a chunk that comes at once, slots of the ring of chunks."""
 
     rows: int
     keys: int
     slots: int
     outputs: int  # acc buffers of o
+    heads: int  # key-value heads traced together: one iteration of the loop over heads
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Step:
-    """One key tile against one block: queries [trim, rows) of the block, `keys` keys from `key`."""
+    """One key tile of one block: queries [trim, rows) from `start`, `keys` keys from `key`."""
 
     head: int
     start: int
@@ -110,12 +113,19 @@ def choose(chip: Chip, seq: Sequence, stripes: int) -> Plan:
         outputs = min(2, free // values)
         fixed = 2 * ceil_div(rows * dk, per_spm) + 2 * ceil_div(rows, per_spm)
         ring = stripes - fixed - ceil_div(rows * dv, per_spm)
-        keys = min(rows, per_spm // (dk + dv), STRIDE_MAX) // tall * tall
+        keys = min(2 * tall, per_spm // (dk + dv), STRIDE_MAX) // tall * tall
         if outputs < 1 or ring < 2 or keys < tall:
             continue
         count = ceil_div(seq.tokens, rows)  # blocks of about equal size
         even = ceil_div(ceil_div(seq.tokens, count), lanes) * lanes
-        return Plan(rows=even, keys=keys, slots=min(4, ring), outputs=outputs)
+        steps = seq.group * sum(
+            ceil_div(min(start + even, seq.tokens), tall) for start in range(0, seq.tokens, even)
+        )
+        heads = max(
+            h for h in range(1, seq.kv_heads + 1)
+            if seq.kv_heads % h == 0 and (h == 1 or h * steps <= UNROLLED_STEPS)
+        )  # fmt: skip
+        return Plan(rows=even, keys=keys, slots=min(4, ring), outputs=outputs, heads=heads)
     raise ChipTooSmall(
         f"no block of attention with head_dim {seq.head_dim} fits {stripes} stripes of "
         f"{per_spm} rows of spm and {chip.acc.stripes} of {per_acc} of acc: raise spm.stripes "
@@ -138,18 +148,19 @@ def flash_attention(
         plan = choose(k.chip, seq, len(k.places.spm.stripes))
     with k.scope("flash_attention"):
         flash = _Flash(k, (q, keys, values, o), seq, plan)
-        if seq.kv_heads == 1:
+        if seq.kv_heads == plan.heads:
             flash.heads(None, None)
         else:
             queues = sorted({ops.MXU, ops.VPU, k.weights_queue, k.load_queue, k.store_queue})
-            with k.loop(seq.kv_heads, tuple(queues)) as loop:
-                flash.heads(loop.var(0, seq.group * seq.head_bytes), loop.var(0, seq.head_bytes))
+            size = plan.heads * seq.head_bytes
+            with k.loop(seq.kv_heads // plan.heads, tuple(queues)) as loop:
+                flash.heads(loop.var(0, seq.group * size), loop.var(0, size))
         flash.free()
     return plan
 
 
 class _Flash:
-    """Traces the steps of the query heads of one key-value head."""
+    """Traces the steps of `plan.heads` key-value heads."""
 
     def __init__(
         self, k: Builder, hbm: tuple[HbmTensor, ...], seq: Sequence, plan: Plan
@@ -170,8 +181,8 @@ class _Flash:
         (self.t,) = self._tensors(Kind.ACC, rows, tiles, 1)
         self.o = self._tensors(Kind.ACC, rows, tiles, plan.outputs)
         self.m, self.sums, self.alpha = ([k.packed(rows) for _ in range(2)] for _ in range(3))
-        self.top, self.l = k.packed(rows), k.packed(rows)
-        self.held: dict[int, int] = {}  # slot -> first key of the chunk in it
+        self.top, self.total = k.packed(rows), k.packed(rows)
+        self.held: dict[int, int] = {}  # slot -> first row in K and V of the chunk in it
         self.turn = 0
 
     def _tensors(self, kind: Kind, rows: int, width: int, count: int) -> list[Tensor]:
@@ -184,11 +195,11 @@ class _Flash:
 
     def free(self) -> None:
         self.k.free(*self.taken)
-        for t in (*self.m, *self.sums, *self.alpha, self.top, self.l):
+        for t in (*self.m, *self.sums, *self.alpha, self.top, self.total):
             self.k.free_packed(t)
 
     def heads(self, q_at: LoopVar | None, kv_at: LoopVar | None) -> None:
-        """All steps; the loop variables are byte offsets of the head, None for one head."""
+        """All steps; the loop variables are byte offsets of the first head."""
         if q_at is not None and kv_at is not None:
             self.q_hbm, self.o_hbm = self.q_hbm.at(q_at), self.o_hbm.at(q_at)
             self.k_hbm, self.v_hbm = self.k_hbm.at(kv_at), self.v_hbm.at(kv_at)
@@ -199,7 +210,7 @@ class _Flash:
             if step.first:
                 block += 1
                 self._load_queries(step, block)
-            slot = self._chunk(step.key // self.plan.keys * self.plan.keys)
+            slot = self._chunk(step)
             self._scores(u, step, block, slot)
             self._softmax(u, step)
             if before is not None:
@@ -211,7 +222,7 @@ class _Flash:
     def _steps(self) -> list[_Step]:
         seq, tall, lanes = self.seq, self.tall, self.lanes
         steps = []
-        for head in range(seq.group):
+        for head in range(seq.group * self.plan.heads):
             for start in range(0, seq.tokens, self.plan.rows):
                 rows = min(self.plan.rows, seq.tokens - start)
                 for key in range(0, start + rows, tall):
@@ -233,19 +244,21 @@ class _Flash:
     def _row(self, hbm: HbmTensor, step: _Step) -> int:
         return hbm.offset + step.head * self.seq.head_bytes + 2 * step.start * self.seq.head_dim
 
-    def _chunk(self, first: int) -> Tensor:
-        """The slot with keys and values [first, first + plan.keys), loaded unless it is there."""
-        for number, key in self.held.items():
-            if key == first:
+    def _chunk(self, step: _Step) -> Tensor:
+        """The slot with the step's keys and values, loaded unless they are there."""
+        d, size = self.seq.head_dim, self.plan.keys
+        key = step.key // size * size
+        first = step.head // self.seq.group * self.seq.tokens + key
+        for number, row in self.held.items():
+            if row == first:
                 return self.slots[number]
         number = self.turn % len(self.slots)
         self.turn += 1
         self.held[number] = first
-        d, slot = self.seq.head_dim, self.slots[number]
-        rows = min(self.plan.keys, self.seq.tokens - first)
+        slot = self.slots[number]
         for hbm, at, tile in ((self.k_hbm, 0, self.tall), (self.v_hbm, self.dk, self.lanes)):
             src = replace(hbm, offset=hbm.offset + 2 * first * d)
-            part = replace(slot.tile(at), rows=rows)
+            part = replace(slot.tile(at), rows=min(size, self.seq.tokens - key))
             load_rows(self.k, part, src, d, tile, 2 * d, queue=self.k.weights_queue)
         return slot
 
@@ -274,9 +287,10 @@ class _Flash:
             ops.vector(k, top, c, dst=m, combine=Combine.MUL)
         else:
             ops.vector(k, top, c, d=old, dst=m, combine=Combine.MUL, combine2=Combine2.MAX)
+        sums = self._stat(self.sums[u % 2], step)
         ops.vector(
             k, s, c, m.scalars(), dst=p, below=step.below, combine=Combine.FMS,
-            function=Function.EXP2, reduce=Reduce.SUM, reduce_dst=self._stat(self.sums[u % 2], step),
+            function=Function.EXP2, reduce=Reduce.SUM, reduce_dst=sums,
         )  # fmt: skip
         if not step.first:
             alpha = self._stat(self.alpha[u % 2], step)
@@ -297,12 +311,12 @@ class _Flash:
             width = min(self.lanes, d - i * self.lanes)
             ops.load_stationary(k, tile, self.dk + i, step.keys, width)
             ops.stream(k, into.tile(i), p)
-        l, sums = self._stat(self.l, step), self._stat(self.sums[u % 2], step)
+        total, sums = self._stat(self.total, step), self._stat(self.sums[u % 2], step)
         if step.first:
-            ops.vector(k, sums, dst=l)
+            ops.vector(k, sums, dst=total)
         else:
             alpha = self._stat(self.alpha[u % 2], step)
-            ops.vector(k, l, alpha, sums, dst=l, combine=Combine.FMA)
+            ops.vector(k, total, alpha, sums, dst=total, combine=Combine.FMA)
             o, t = replace(o, width=d), replace(into, width=d)
             ops.vector(k, o, alpha.scalars(), t, dst=o, combine=Combine.FMA)
         if step.key + step.keys == step.start + step.rows:
@@ -311,10 +325,10 @@ class _Flash:
     def _finish(self, step: _Step, block: int) -> None:
         """o / l to HBM."""
         k, d = self.k, self.seq.head_dim
-        l = replace(self.l, width=step.rows)
+        total = replace(self.total, width=step.rows)
         o = replace(self.o[block % len(self.o)], rows=step.rows, width=d)
         out = replace(self.out, rows=step.rows, width=d)
-        ops.vector(k, l, dst=l, function=Function.RECIP)
-        ops.vector(k, o, l.scalars(), dst=out, combine=Combine.MUL)
+        ops.vector(k, total, dst=total, function=Function.RECIP)
+        ops.vector(k, o, total.scalars(), dst=out, combine=Combine.MUL)
         into = replace(self.o_hbm, offset=self._row(self.o_hbm, step))
         store_rows(k, out, into, d, 2 * d, HbmFormat.BF16, queue=k.store_queue)

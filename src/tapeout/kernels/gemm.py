@@ -1,9 +1,9 @@
 """C = A @ B for matrices in HBM that do not fit the chip.
 
-C is cut into blocks of `rows` x `columns` column tiles that stay in acc while K goes by in chunks of
-`depth`: a chunk of A (moving) and one of B (stationary) come by DMA into rings of spm slots, `ops.matmul`
-goes over their tiles in hardware loops. Two acc buffers alternate: while the array fills one, the
-vector unit casts the other and a DMA queue stores it. `choose` weighs the sizes that fit.
+C is cut into blocks of `rows` x `columns` column tiles that stay in acc while K goes by in chunks
+of `depth`: a chunk of A (moving) and one of B (stationary) come by DMA into rings of spm slots, and
+`ops.matmul` goes over their tiles in hardware loops. Two acc buffers alternate: while the array
+fills one, the vector unit casts the other and a DMA queue stores it. `choose` weighs the sizes.
 """
 
 import itertools
@@ -67,7 +67,7 @@ def choose(
         raise ChipTooSmall(
             f"no tile of a {m} x {n} x {k} product fits {stripes} stripes of "
             f"{chip.spm.rows_per_stripe} rows of spm and {chip.acc.stripes} of "
-            f"{chip.acc.rows_per_stripe} of acc: raise spm.stripes (6 or more) or the rows of a stripe"
+            f"{chip.acc.rows_per_stripe} of acc: raise spm.stripes (6 or more) or their rows"
         )
     return best
 
@@ -207,7 +207,7 @@ class _Gemm:
         self.k.free(*self.taken)
 
     def _fetch(self, side: str, key: tuple[int, int], load, rows: int, width: int) -> Tensor:
-        """The chunk at `key`, loaded into the ring's next slot unless it is there from last time."""
+        """The chunk at `key`, loaded into the ring's next slot unless it is the one before."""
         if side not in self.held or self.held[side][0] != key:
             ring = self.moving if side == "a" else self.stationary
             slot = ring[self.turn[side] % len(ring)]

@@ -26,7 +26,8 @@ def load_rows(
 
 
 def store_rows(
-    k: Builder, t: Tensor, hbm: HbmTensor, width: int, pitch_bytes: int, fmt: HbmFormat, *, queue: int
+    k: Builder, t: Tensor, hbm: HbmTensor, width: int, pitch_bytes: int, fmt: HbmFormat, *,
+    queue: int,
 ) -> None:  # fmt: skip
     """Rows of t, `width` elements of each, to HBM rows `pitch_bytes` apart."""
     _move(k, dma.Store, t, hbm, width, k.chip.lanes, pitch_bytes, queue, fmt)
@@ -47,11 +48,12 @@ def _move(
             f"take fewer rows at once"
         )
     for first, tiles, lanes in spans(width, tile):
+        across = t.tile_stride if tiles > 1 else t.row_stride
         k.emit(
             queue, cls, accesses,
             hbm=k.hbm(queue, replace(hbm, offset=hbm.offset + first * tile_bytes)),
             format=fmt, row=k.addr(queue, t.base + first * t.tile_stride, t.reg), lanes=lanes,
-            rows=Count(tiles), row_bytes=tile_bytes, row_stride=t.tile_stride if tiles > 1 else t.row_stride,
+            rows=Count(tiles), row_bytes=tile_bytes, row_stride=across,
             outer=Count(t.rows), outer_bytes=pitch_bytes, outer_rows=t.row_stride,
         )  # fmt: skip
 

@@ -210,13 +210,18 @@ class Builder:
         depth = -(-t.width // self.chip.lanes)
         self.free(replace(t, rows=t.rows * depth, width=self.chip.lanes))
 
-    def ring(self, rows: int, width: int, slots: int) -> Tensor:
+    def ring(self, rows: int, width: int, slots: int, *, avoid: tuple[Tensor, ...] = ()) -> Tensor:
         """`slots` spm tensors [rows, width] at one offset of consecutive stripes: the first of them.
 
         Slot i lies `i * chip.spm.rows_per_stripe` rows further; all count as one resource.
+
+        Args:
+            avoid: the other spm tensors that the ring's loop uses: they must share no stripe with
+                it, as the loop fills a slot while earlier iterations use theirs.
         """
         tiles = -(-width // self.chip.lanes)
-        base = self.places.spm.allocate_column(rows * tiles, slots)
+        shun = frozenset(r[1] for t in avoid for r in t.resources if r[0] == "spm")
+        base = self.places.spm.allocate_column(rows * tiles, slots, shun)
         per = self.chip.spm.rows_per_stripe
         resources = frozenset(("spm", base // per + i) for i in range(slots))
         return Tensor(

@@ -27,7 +27,9 @@ class StripeAllocator:
             at = -(-high // align) * align
         return at if self.rows_per_stripe - at >= rows else None
 
-    def allocate(self, rows: int, align: int = 1, avoid: frozenset = frozenset()) -> tuple[int, int]:
+    def allocate(
+        self, rows: int, align: int = 1, avoid: frozenset = frozenset()
+    ) -> tuple[int, int]:
         """(first row, stripes taken). Raises ChipTooSmall."""
         if rows > self.rows_per_stripe:
             return self._allocate_whole(rows, avoid)
@@ -54,16 +56,17 @@ class StripeAllocator:
                 return first * self.rows_per_stripe, count
         raise ChipTooSmall(self._message(rows, avoid))
 
-    def allocate_column(self, rows: int, slots: int) -> int:
+    def allocate_column(self, rows: int, slots: int, avoid: frozenset = frozenset()) -> int:
         """First of `slots` places of `rows` rows at one offset of consecutive stripes."""
         spans = [range(s, s + slots) for s in self.stripes if s + slots - 1 in self.used]
+        spans = [span for span in spans if not avoid.intersection(span)]
         for span in sorted(spans, key=lambda span: sum(h for s in span for _, h in self.used[s])):
             at = max((high for s in span for _, high in self.used[s]), default=0)
             if at + rows <= self.rows_per_stripe:
                 for s in span:
                     self.used[s].append((at, at + rows))
                 return span[0] * self.rows_per_stripe + at
-        raise ChipTooSmall(self._message(rows, frozenset()))
+        raise ChipTooSmall(self._message(rows, avoid))
 
     def _message(self, rows: int, avoid: frozenset) -> str:
         free = {

@@ -9,6 +9,7 @@ Entries lie in `$XDG_CACHE_HOME/tapeout` (`~/.cache/tapeout`); when they pass `L
 unused for longest go first.
 """
 
+import gc
 import hashlib
 import json
 import os
@@ -92,6 +93,8 @@ def compiled(
     artifact.tokenizer = tokenizer
     progress("keeping the result")
     _keep(artifact, place)
+    gc.collect()  # the graphs of torch.export hold the float32 weights in cycles
+    artifact = _read(place) or artifact  # maps the weights instead of holding them
     return Compiled(artifact=artifact, seconds=time.perf_counter() - start, from_cache=False)
 
 

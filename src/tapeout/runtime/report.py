@@ -122,7 +122,7 @@ def tables(
         Text(head, style="bold"), Text(notes, style="dim"), _phases(generation, artifact.chip)
     ]  # fmt: skip
     if generation.prefill.cycles:
-        out.append(_queues(generation))
+        out += [_queues(generation), Text(_QUEUES_NOTE, style="dim")]
     return out
 
 
@@ -130,7 +130,7 @@ def _phases(generation: Generation, chip: Chip) -> "RenderableType":
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("")
     works = [w for w in (generation.prefill, generation.decode) if w.launches]
     for name in ("prefill", "decode")[: len(works)]:
@@ -158,41 +158,44 @@ def _phases(generation: Generation, chip: Chip) -> "RenderableType":
     return table
 
 
+_WAITS = {
+    "mxu": ("token mxu",),
+    "vpu": ("token vpu",),
+    "dma": ("token dma",),
+    "engine": ("port",),  # its own, or HBM's credits
+    "drain": ("drain",),
+    "loads": ("memory",),  # scalars from HBM
+    "code": ("fetch",),
+}  # column of the table: prefixes of the causes in `sim`'s reports
+
+
+_QUEUES_NOTE = """
+busy: the queue's engine works. The others are what its sequencer does: it issues, or it waits for a
+token of mxu, vpu or dma, for its engine (a dma queue: for HBM), for its results to drain, for
+scalar loads or for code, or it has ended."""
+
+
 def _queues(generation: Generation) -> "RenderableType":
-    """Each queue's engine time, and its waits by cause, largest first, in shares of the cycles."""
+    """For each queue, in percent of the cycles: its engine at work, and what its sequencer did."""
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("", no_wrap=True)
-    table.add_column("queue", no_wrap=True)
-    table.add_column("engine busy", justify="right", no_wrap=True)
-    table.add_column("the queue waited for (share of all cycles)")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
+    table.add_column("% of cycles", no_wrap=True)
+    for name in ("queue", "busy", "issues", *_WAITS, "ended"):
+        table.add_column(name, justify="left" if name == "queue" else "right", no_wrap=True)
     for phase in ("prefill", "decode"):
         work: Work = getattr(generation, phase)
         table.add_section()
         for number, name in enumerate(work.stalls):
-            shares = {cause: n / work.cycles for cause, n in work.stalls[name].items()}
-            shares["end of the program"] = work.idle[name] / work.cycles
             waits = [
-                f"{cause_in_words(cause)} {_percent(share)}"
-                for cause, share in sorted(shares.items(), key=lambda item: -item[1])
-                if share >= 0.005
+                sum(n for cause, n in work.stalls[name].items() if cause.startswith(causes))
+                for causes in _WAITS.values()
             ]
-            busy = _percent(work.occupied[name] / work.cycles)
-            table.add_row("" if number else phase, name, busy, " · ".join(waits))
+            values = (work.occupied[name], work.busy[name], *waits, work.idle[name])
+            cells = (f"{100 * n / work.cycles:.0f}" if n else "" for n in values)
+            table.add_row("" if number else phase, name, *cells)
     return table
-
-
-def cause_in_words(cause: str) -> str:
-    """A stall's name in `sim`'s reports, for people."""
-    words = {
-        "fetch": "instructions",
-        "port": "its engine",
-        "drain": "its own results",
-        "memory": "scalar loads",
-    }
-    return words.get(cause, cause.removeprefix("token "))
 
 
 def one_line(session: Session, generation: Generation) -> str:

@@ -17,6 +17,7 @@ from .session import Session
 
 SUFFIXES = (".json", ".json.gz")
 _GAP_CYCLES = 1000  # between the launches, to tell them apart
+_TRACK = 1 << 20  # thread number of the launches' track, beyond those of queues
 
 
 def write_generation_trace(
@@ -39,8 +40,10 @@ def _events(session: Session, generation: Generation, functional: bool) -> Itera
     from tapeout.sim.trace import trace_events
 
     chip = session.artifact.chip
-    track = len(chip.queue_names)
-    yield {"ph": "M", "name": "thread_name", "pid": 1, "tid": track, "args": {"name": "launches"}}
+    track = {"ph": "M", "pid": 1, "tid": _TRACK}
+    yield {**track, "name": "thread_name", "args": {"name": "launches"}}
+    yield {**track, "name": "thread_sort_index", "args": {"sort_index": -1}}
+    named: set[tuple[str, int]] = set()  # the tracks of a launch depend on what overlaps in it
     start = flows = 0
     for kind, step in generation.last.items():
         stats = session.run(step.launch, functional=functional, trace=True).stats
@@ -48,13 +51,14 @@ def _events(session: Session, generation: Generation, functional: bool) -> Itera
         launch = step.launch
         yield {
             "ph": "X", "name": f"{kind}: {len(launch.tokens)} tokens at position "
-            f"{launch.args['position']}", "cat": "launch", "pid": 1, "tid": track,
+            f"{launch.args['position']}", "cat": "launch", "pid": 1, "tid": _TRACK,
             "ts": start, "dur": stats.cycles, "args": dict(launch.args),
         }  # fmt: skip
         events: Iterator[dict[str, Any]] = trace_events(stats.trace, program, chip)
         for event in events:
             if event["ph"] == "M":
-                if start == 0:
+                if (event["name"], event["tid"]) not in named:
+                    named.add((event["name"], event["tid"]))
                     yield event
                 continue
             event["ts"] += start

@@ -1,4 +1,4 @@
-"""`sim`: runs programs natively, bit for bit as `interp` does, and counts cycles (docs/timing.md)."""
+"""`sim`: runs programs natively, bit for bit as `interp`, and counts cycles (docs/timing.md)."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,7 @@ from tapeout.isa.instruction import Fault
 from tapeout.isa.native import flatten
 from tapeout.isa.program import Program
 
-from . import _native  # type: ignore[attr-defined]
+from . import _native
 from .result import RunResult, queue_report
 from .trace import TraceData, write_trace
 
@@ -49,7 +49,8 @@ class Sim:
     def __init__(self, chip: Chip, *, checks: bool = True, hbm_bytes: int | None = None) -> None:
         self.chip, self.checks = chip, checks
         self.hbm_bytes = hbm_bytes or min(chip.hbm.capacity_bytes, _DEFAULT_HBM_BYTES)
-        self._machine = _native.Machine(
+        native: Any = _native
+        self._machine = native.Machine(
             flatten(chip), list(chip.queue_names), self.hbm_bytes, checks
         )
         self._hbm: np.ndarray = self._machine.hbm_view()
@@ -119,6 +120,12 @@ class Sim:
                     f"segment {segment.name} needs {segment.bytes} bytes at base b{segment.base}, "
                     f"not {'none' if have < 0 else have}: bind it when loading"
                 )
+        for base, (address, nbytes, _) in bases.items():
+            if address % 4:
+                raise ValueError(
+                    f"base b{base} = {address} must be a multiple of 4 (scalar loads): allocate it"
+                )
+            self._range(address, nbytes)
         code: dict[str, tuple[int, int]] = {}
         words = []
         line_bytes = self.chip.seq.fetch_line_instructions * 64

@@ -1,9 +1,9 @@
 """Traces of a run as a Perfetto file: Chrome's JSON trace events.
 
-The chip is a process, each queue a thread, each instruction a slice from issue to retire, each token
-a flow from the instruction that posted it to the one that took it. Instructions of a queue that
-overlap (a pass and the next load, transfers in flight) are laid out on further threads of the queue,
-as slices of one thread must nest. One microsecond of the trace is one cycle.
+The chip is a process, each queue a thread, each instruction a slice from issue to retire, each
+token a flow from the instruction that posted it to the one that took it. Instructions of a queue
+that overlap (a pass and the next load, transfers in flight) are laid out on further threads of the
+queue, as slices of one thread must nest. One microsecond of the trace is one cycle.
 """
 
 import gzip
@@ -42,12 +42,10 @@ class TraceData:
 
 def write_trace(path: Path, trace: TraceData, program: Program, chip: Chip) -> None:
     """Writes the trace, gzipped where the name ends in .gz; open it in ui.perfetto.dev."""
-    opened = gzip.open(path, "wt", compresslevel=4) if path.suffix == ".gz" else path.open("w")
-    with opened as file:
-        file.write('{"displayTimeUnit":"ns","traceEvents":[\n')
-        for number, event in enumerate(trace_events(trace, program, chip)):
-            file.write((",\n" if number else "") + json.dumps(event, separators=(",", ":")))
-        file.write("\n]}\n")
+    lines = [json.dumps(e, separators=(",", ":")) for e in trace_events(trace, program, chip)]
+    text = '{"displayTimeUnit":"ns","traceEvents":[\n' + ",\n".join(lines) + "\n]}\n"
+    raw = text.encode()
+    path.write_bytes(gzip.compress(raw, compresslevel=4) if path.suffix == ".gz" else raw)
 
 
 def trace_events(trace: TraceData, program: Program, chip: Chip) -> Iterator[dict[str, object]]:

@@ -107,8 +107,14 @@ void Machine::transfer(Queue& q, const Now& i, bool store) {
         g.list.push_back({start + uint64_t(at), uint64_t(s.unit_bytes)});
       }
   } else {
-    inside(i.hbm.offset, i.hbm.offset + (i.outer - 1) * i.outer_bytes +
-                             (s.units - 1) * s.unit_step + s.unit_bytes);
+    const int64_t end = i.hbm.offset + (i.outer - 1) * i.outer_bytes +
+                        (s.units - 1) * s.unit_step + s.unit_bytes;
+    if (i.hbm.offset < 0 || uint64_t(end) > base.bytes) [[unlikely]]
+      for (int64_t o = 0; o < i.outer; ++o)  // names the first piece outside
+        for (int64_t k = 0; k < s.units; ++k) {
+          const int64_t at = i.hbm.offset + o * i.outer_bytes + k * s.unit_step;
+          inside(at, at + s.unit_bytes);
+        }
     g.grid_address = start + uint64_t(i.hbm.offset);
     g.grid_bytes = uint64_t(s.unit_bytes);
     g.inner = s.units;

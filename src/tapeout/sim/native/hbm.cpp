@@ -130,20 +130,22 @@ void Hbm::reject(uint64_t arrival_cycle, uint64_t address, uint32_t bytes) const
 }
 
 Hbm::Tick Hbm::fill_gaps(Channel& channel, uint32_t bursts, Tick ready) {
-  // Gaps lie in the ring from oldest to newest, in order of time.
+  // Gaps lie in the ring about in order of time; what a run leaves before and after it stays free.
   Tick end = ready;
-  for (int i = 0; i < kGaps && bursts != 0; ++i) {
+  for (uint32_t i = 0; i < kGaps && bursts != 0; ++i) {
     Span& gap = channel.gaps[(channel.gap_next + i) % kGaps];
     const Tick start = std::max(ready, gap.start);
     if (start + burst_ > gap.end) continue;
     const uint32_t used = static_cast<uint32_t>(std::min<Tick>(bursts, (gap.end - start) / burst_));
-    end = start + used * burst_;
+    const Span before = {gap.start, start};
+    end = ready = start + used * burst_;
     bursts -= used;
-    if (start - gap.start > gap.end - end)
-      gap.end = start;  // keep the larger remainder
-    else
-      gap.start = end;
-    ready = end;
+    gap.start = end;
+    if (before.end < before.start + burst_) continue;
+    Span& shortest = *std::min_element(
+        std::begin(channel.gaps), std::end(channel.gaps),
+        [](const Span& a, const Span& b) { return a.end - a.start < b.end - b.start; });
+    if (shortest.end - shortest.start < before.end - before.start) shortest = before;
   }
   if (bursts == 0) return end;
   return channel.bus_free += bursts * burst_;
@@ -203,7 +205,7 @@ uint64_t Hbm::buffer_write(const Location& at, uint32_t bursts, uint32_t bytes, 
   channel.pending_bursts += bursts;
   buffer.held_bursts += bursts;
   // A full buffer starts a batch; while one is under way and reads are rare, writes join it.
-  if (channel.pending_bursts >= drain_bursts_ || buffer.pending_count >= kWriteEntries / 2 ||
+  if (channel.pending_bursts >= drain_bursts_ || buffer.pending_count >= kDrainEntries ||
       (channel.writing && channel.bus_free > accepted && accepted > channel.last_read + 4 * idle_))
     drain_all(pc, accepted);
   return to_cycle(accepted + controller_);
@@ -222,6 +224,7 @@ void Hbm::drain_idle(uint32_t pseudo_channel, Tick t) {
     const Tick start = std::max(quiet, write.accepted);
     const Tick open = bank.row == write.at.row ? 0 : rcd_ + (bank.row == kClosed ? 0 : rp_);
     if (start + open >= t) break;
+    buffer.drained = std::max(buffer.drained, start + open + cwl_);
     drain_one(pseudo_channel, write, start);
   }
   if (drained == 0) return;
@@ -237,12 +240,17 @@ void Hbm::drain_all(uint32_t pseudo_channel, Tick t) {
   uint8_t state[kWriteEntries] = {};
   uint64_t used_sets = 0;
   uint32_t kept_bursts = 0, kept = 0;
+  const uint32_t keep_bursts = channels_[pseudo_channel].pending_bursts / kKeepPart;
+  // A batch goes before the reads that wait. Those have their answer already, so the batch is put
+  // behind them on the bus, where later reads pay for it, but its places come free as if it went
+  // at once.
+  buffer.drained = std::max(buffer.drained, t + rp_ + rcd_ + cwl_);
   for (uint32_t i = 0; i < buffer.pending_count; ++i) {
     if (state[i] != kWaits) continue;
     const Location first = buffer.pending[i].at;
     const uint64_t bit = uint64_t{1} << (first.set % 64);
     const bool keep = (used_sets & bit) != 0 &&
-                      kept_bursts + buffer.pending[i].bursts <= kKeepBursts;
+                      kept_bursts + buffer.pending[i].bursts <= keep_bursts;
     used_sets |= bit;
     for (uint32_t j = i; j < buffer.pending_count; ++j) {
       const Write& write = buffer.pending[j];
@@ -262,7 +270,9 @@ void Hbm::drain_all(uint32_t pseudo_channel, Tick t) {
 void Hbm::drain_one(uint32_t pseudo_channel, const Write& write, Tick t) {
   // Places of the buffer come free in order of time, which is not the order of the batch.
   WriteBuffer& buffer = buffers_[pseudo_channel];
-  const Tick end = place<true>(write.at, write.bursts, t);
+  Tick end = place<true>(write.at, write.bursts, t);
+  buffer.drained += write.bursts * burst_;
+  if (channels_[pseudo_channel].last_read + 4 * idle_ > t) end = std::min(end, buffer.drained);
   const auto slot = [&](uint32_t i) -> Release& {
     return buffer.releases[(buffer.release_head + i) % kWriteEntries];
   };

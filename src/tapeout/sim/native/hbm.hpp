@@ -107,12 +107,13 @@ class Hbm {
   static constexpr int kTickBits = 20;
   static constexpr Tick kEpoch = Tick{1} << 40;  // cycle 0: an empty history lies far before it
   static constexpr uint32_t kClosed = ~0u;
-  static constexpr int kGaps = 8;           // idle stretches of the bus remembered per channel
+  static constexpr int kGaps = 16;          // idle stretches of the bus remembered per channel
   static constexpr uint32_t kPostpone = 8;  // refreshes a bank may owe before it must stop
   static constexpr uint32_t kWriteEntries = 64;
   static constexpr uint32_t kWriteBursts = 128;  // size of a channel's write buffer
   static constexpr uint32_t kDrainBursts = 96;   // filled so far, the buffer is drained
-  static constexpr uint32_t kKeepBursts = 32;    // what a batch may leave for the next one
+  static constexpr uint32_t kDrainEntries = 48;
+  static constexpr uint32_t kKeepPart = 4;  // a batch may leave a quarter for the next one
 
   struct Span {
     Tick start, end;
@@ -136,6 +137,7 @@ class Hbm {
   };
   // A channel's write buffer: runs that wait, then runs under way to the banks.
   struct WriteBuffer {
+    Tick drained = 0;  // end of the last batch, had no read been in its way
     uint32_t held_bursts = 0, pending_count = 0, release_head = 0, release_count = 0;
     Write pending[kWriteEntries];
     Release releases[kWriteEntries];
@@ -163,7 +165,7 @@ class Hbm {
     return x ^ (x << 1) ^ (x << 3);
   }
   uint64_t set_hash(uint64_t row) const {
-    const uint64_t x = row ^ (row >> 3) ^ (row >> 7) ^ (row >> 11);
+    const uint64_t x = row ^ (row >> 3) ^ (row >> 6) ^ (row >> 9) ^ (row >> 12) ^ (row >> 15);
     return x ^ (x << 1);
   }
 

@@ -1,0 +1,88 @@
+"""sim against its references on random programs: bits with interp, cycles with a cycle stepper."""
+
+import random
+
+import numpy as np
+import pytest
+from programs import Case, random_program
+from test_isa_programs import without_one_token
+from timing_reference import TimedRun
+
+from tapeout.chip import Chip, load
+from tapeout.isa.errors import ProgramError
+from tapeout.isa.interp import Interp
+from tapeout.sim import Sim
+
+HBM_BYTES = 1 << 20
+CHIPS = {
+    "tiny": load("tiny"),
+    "wide": load("tiny", ["lanes=16", "mxu.cols=16", "dma.queues=3"]),
+    "scarce": load(
+        "tiny",
+        ["dma.credits=2", "seq.fetch_lines=2", "seq.fetch_line_instructions=4",
+         "hbm.interleave_bytes=128", "dma.bytes_per_cycle=24", "dma.dequant_elements_per_cycle=6"],
+    ),
+}  # fmt: skip
+
+
+def outcome(case: Case, target: Interp | Sim) -> dict | type[ProgramError]:
+    try:
+        return case.run(target)
+    except ProgramError as error:
+        return type(error)
+
+
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
+@pytest.mark.parametrize("seed", range(8))
+def test_bits_of_interp(seed: int, chip: Chip) -> None:
+    case = random_program(seed, chip)
+    expected = case.run(Interp(chip, hbm_bytes=HBM_BYTES))
+    got = case.run(Sim(chip, hbm_bytes=HBM_BYTES))
+    assert expected.keys() == got.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(got[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_checks_change_nothing_and_timing_alone_gives_the_same_cycles(seed: int) -> None:
+    case = random_program(seed, CHIPS["tiny"])
+    results = []
+    for checks in (True, False):
+        sim = Sim(case.chip, checks=checks, hbm_bytes=HBM_BYTES)
+        handle, _ = case.load(sim)
+        results += [sim.run(handle), sim.run(handle, functional=False), sim.run(handle)]
+    assert results[0] == results[3]  # with checks and without, both functional
+    assert results[0].instructions > 50
+    for report in results[0].queues.values():
+        total = report.busy_cycles + report.stall_cycles + report.idle_cycles
+        assert total == results[0].cycles
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_the_same_class_of_error_without_a_token(seed: int) -> None:
+    broken = without_one_token(random_program(seed, blocks=6), random.Random(seed))
+    if broken is None:
+        pytest.skip("the program has no token outside loops")
+    expected = outcome(broken, Interp(broken.chip, hbm_bytes=HBM_BYTES))
+    got = outcome(broken, Sim(broken.chip, hbm_bytes=HBM_BYTES))
+    assert got == expected if isinstance(expected, type) else isinstance(got, dict)
+
+
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
+@pytest.mark.parametrize("seed", range(6))
+def test_cycles_of_the_stepper(seed: int, chip: Chip) -> None:
+    case = random_program(seed, chip, blocks=12)
+    sim = Sim(chip, hbm_bytes=HBM_BYTES)
+    handle, _ = case.load(sim)
+    result = sim.run(handle, trace=True)
+    target = Interp(chip, hbm_bytes=HBM_BYTES)
+    loaded, _ = case.load(target)
+    slow = TimedRun(chip, target, loaded, handle.code)
+    assert result.cycles == slow.cycles()
+    trace = result.trace
+    assert trace is not None
+    for number, queue in enumerate(slow.queues):
+        mine = trace.queue == number
+        issued = list(zip(trace.pc[mine].tolist(), trace.issue[mine].tolist(), strict=True))
+        assert issued == [(pc, entry.issue) for pc, entry in queue.events]
+        assert trace.retire[mine].tolist() == [entry.retire for _, entry in queue.events]
