@@ -1,7 +1,7 @@
 """One phase of SmolLM2-135M on the simulator, with the figures of `benchmarks/decode.py`.
 
 Request: `phase` (decode, prefill), `chip_name`, `weights`, `batch`, `prompt` (tokens), `steps`,
-`checks`. Writes one line: of the functional runs, with `timing_only` beside them.
+`checks`, `compile_only`. Writes one line: of the functional runs, with `timing_only` beside them.
 """
 
 import json
@@ -41,6 +41,8 @@ def run(chip: Chip, request: dict[str, Any]) -> dict[str, Any]:
         chip, weights=request["weights"], batch=request["batch"],
         all_logits=request["phase"] == "prefill",
     )  # fmt: skip
+    if request["compile_only"]:
+        return {"prepare_s": prepare_s}
     phase, batch, prompt = request["phase"], request["batch"], prompt_tokens(request["prompt"])
     session = Session(artifact, Sim(chip, checks=request["checks"]))
 

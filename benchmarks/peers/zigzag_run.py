@@ -34,7 +34,10 @@ def _memory(size_bits: int, operands: list[str], dims: list[str], *ports: dict) 
 
 
 def accelerator(chip: dict[str, Any]) -> dict[str, Any]:
-    """The chip in ZigZag's terms: I1 moves, I2 stays in the array, O comes out; rates in bits."""
+    """The chip in ZigZag's terms: I1 moves, I2 stays in the array, O comes out; rates in bits.
+
+    The order of the memories, lowest first, means something to ZigZag.
+    """
     both, cols = ["D1", "D2"], chip["mxu_cols"]
     row, sums = 16 * chip["mxu_rows"], 32 * cols
     hbm = int(8 * chip["hbm_bytes_per_cycle"])
@@ -108,7 +111,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch, Path(request["result"]).open("w") as out:
         folder = Path(scratch)
         files = {name: folder / f"{name}.yaml" for name in ("chip", "mapping", "workload")}
-        files["chip"].write_text(yaml.safe_dump(accelerator(chip)))
+        files["chip"].write_text(yaml.safe_dump(accelerator(chip), sort_keys=False))
         files["mapping"].write_text(yaml.safe_dump(mapping(chip)))
         for product in request["products"]:
             files["workload"].write_text(yaml.safe_dump(workload(product)))

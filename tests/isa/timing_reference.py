@@ -1,4 +1,4 @@
-"""Cycle numbers by stepping every cycle: the rules of docs/timing.md written down once more, slowly.
+"""Cycle numbers by stepping every cycle: the rules of docs/timing.md once more, slowly.
 
 `TimedRun` advances interp's run one cycle at a time. Values come from interp; memory latencies from
 the HBM model, whose runs it presents in order of (arrival, requester).

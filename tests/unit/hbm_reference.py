@@ -230,9 +230,7 @@ class Reference:
         sets_a_row = self.hbm["bank_groups"] // together
         first = bank_set % sets_a_row
         bank = bank_set // sets_a_row
-        return [
-            bank * self.hbm["bank_groups"] + first + i * sets_a_row for i in range(together)
-        ]
+        return [bank * self.hbm["bank_groups"] + first + i * sets_a_row for i in range(together)]
 
     def stream(self, queues: list, credits: int, interval_cycles: int = 1) -> dict:
         """As `_native.Hbm.stream`: core cycles `sent` and `done` for each run of each queue."""

@@ -1,8 +1,8 @@
-"""The native HBM model: its rules, its determinism, and its figures against a burst-level reference.
+"""The native HBM model: rules, determinism, and figures against a burst-level reference.
 
 The reference (`hbm_reference.py`) is another controller, not the same one slower: FR-FCFS over
-bursts at DRAM clocks. Tolerances: 10 % for what the DRAM's timing decides (bandwidth of reads and of
-writes, latency of reads). Mixed traffic also depends on when a controller turns from reads to
+bursts at DRAM clocks. Tolerances: 10 % for what the DRAM's timing decides (bandwidth of reads and
+of writes, latency of reads). Mixed traffic also depends on when a controller turns from reads to
 writes, where the two differ by design: 25 % on bandwidth, since in-order credits multiply the
 slowest run, and 15 % on latency.
 """
@@ -178,7 +178,8 @@ def test_single_calls_trace_and_reset_agree_exactly() -> None:
     hbm = model()
     first = hbm.run_trace(arrival, address, size, write)
     hbm.reset()
-    again = [hbm.access(int(a), int(x), 64, bool(w)) for a, x, w in zip(arrival, address, write, strict=True)]  # noqa: E501
+    calls = zip(arrival, address, write, strict=True)
+    again = [hbm.access(int(a), int(x), 64, bool(w)) for a, x, w in calls]
     assert first.tolist() == again
     assert np.all(first > arrival)
 

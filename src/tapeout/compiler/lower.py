@@ -317,42 +317,57 @@ class Lowering:
             for n in (op.keys, op.values)
         )
         q = k.tensor(Kind.SPM_BF16, op.heads * x.rows, op.head_dim)
-        chunks = [
-            attn.Attention(
-                k, shape, keys, values, self.position, 1 if graph.tokens == 1 else self.valid,
-                first=at, count=min(SEQUENCES_PER_CHUNK, graph.batch - at),
-            )
-            for at in range(0, graph.batch, SEQUENCES_PER_CHUNK)
-        ]  # fmt: skip
         matrix = self.matrix(*(s.weight for s in sources))  # type: ignore[union-attr]
+        first = self._chunk(shape, keys, values, 0)
         with k.scope("qkv"):
             acc = k.tensor(Kind.ACC, x.rows, matrix.n)
             linear.accumulate(k, self.ring, x, matrix, acc, 0, acc.tiles, rows=rows)
-            hq, hk = op.heads, op.kv_heads
-            rest = []
-            for chunk in chunks:
-                part = acc if graph.tokens > 1 else acc.rows_from(chunk.first, chunk.count)
-                n = rows if graph.tokens > 1 else chunk.count
-                for first, which, turn in ((hq, 0, rope), (hq + hk, 1, None)):
-                    rest += attn.split_heads(
-                        k, part, chunk.new_rows(which), layout, first, hk, rows=n,
-                        head_stride=chunk.head_stride, rope=turn,
-                    )  # fmt: skip
+            rest = self._split_new(op, acc, first, layout, rope)
             rest += attn.split_heads(
-                k, acc, q, layout, 0, hq, rows=rows, head_stride=x.rows, rope=rope,
+                k, acc, q, layout, 0, op.heads, rows=rows, head_stride=x.rows, rope=rope,
                 factor=shape.factor,
             )  # fmt: skip
             for finish in rest:
                 finish()
-            k.free(acc)
         dst = k.tensor(Kind.SPM_BF16, op.out.rows, op.out.width, avoid=(q,))
-        for chunk in chunks:
+        for at in range(0, graph.batch, SEQUENCES_PER_CHUNK):
+            chunk = first if at == 0 else self._chunk(shape, keys, values, at)
+            if at:
+                with k.scope("qkv"):
+                    for finish in self._split_new(op, acc, chunk, layout, rope):
+                        finish()
+            if at + SEQUENCES_PER_CHUNK >= graph.batch:
+                k.free(acc)
             chunk.run(q, dst, rows=rows)
         k.free(q)
         self.keep(op.out, dst)
         for source in sources:
             self.release(source, source.x)  # type: ignore[arg-type, union-attr]
         self.release(op)
+
+    def _chunk(
+        self, shape: attn.Shape, keys: attn.Cache, values: attn.Cache, at: int
+    ) -> attn.Attention:
+        """Attention of the sequences from `at` on."""
+        return attn.Attention(
+            self.k, shape, keys, values, self.position, self.valid if self.many else 1,
+            first=at, count=min(SEQUENCES_PER_CHUNK, shape.batch - at),
+        )  # fmt: skip
+
+    def _split_new(
+        self, op: ir.Attention, acc: Tensor, chunk: attn.Attention, layout: attn.HeadLayout,
+        rope: tuple[Tensor, Tensor] | None,
+    ) -> list[Callable[[], None]]:  # fmt: skip
+        """New keys and values of a chunk from the projection into its current tile."""
+        part = acc if self.many else acc.rows_from(chunk.first, chunk.count)
+        rest = []
+        for head, which, turn in ((op.heads, 0, rope), (op.heads + op.kv_heads, 1, None)):
+            rest += attn.split_heads(
+                self.k, part, chunk.new_rows(which), layout, head, op.kv_heads,
+                rows=self.valid if self.many else chunk.count, head_stride=chunk.head_stride,
+                rope=turn,
+            )  # fmt: skip
+        return rest
 
     def _rope(self, op: ir.Attention) -> tuple[Tensor, Tensor]:
         """The rows of the rotary tables for this launch, in vmem for the whole program."""
@@ -392,11 +407,15 @@ class Lowering:
 
         def epilogue(acc: Tensor, first: int) -> None:
             value, index = k.packed(rows), k.packed(rows)
+            if not isinstance(count, int):  # lanes of rows without data are stored, too
+                for t in (value, index):
+                    ops.vector(k, 0.0, dst=t, rows=1, tiles=t.tiles, width=rows)
+                ops.fence(k, ops.VPU)
             ops.vector(k, acc, rows=count, reduce=Reduce.MAX, reduce_dst=value)
             ops.vector(k, acc, rows=count, reduce=Reduce.ARGMAX, reduce_dst=index)
             at = first // group * 8 * padded
             for offset, t in ((0, value), (4 * padded, index)):
-                self._store_packed(t, best.slice(at + offset, 4 * padded), count)
+                self._store_packed(t, best.slice(at + offset, 4 * padded), rows)
                 self.free_packed(t)
             out = k.tensor(Kind.SPM_FP32, rows, acc.width)
             ops.vector(k, acc, dst=out, rows=count)
@@ -406,11 +425,9 @@ class Lowering:
 
         linear.linear(k, self.ring, x, matrix, epilogue, rows=count, group=group)
 
-    def _store_packed(self, t: Tensor, dst: HbmTensor, count: Scalar | int) -> None:
-        """Packed statistics to HBM; with a register count, all lanes of one row are written first."""
-        if not isinstance(count, int):
-            raise ValueError("logits of every row of a chunk are stored for whole chunks only")
-        ops.store(self.k, t, dst, format=HbmFormat.FP32, rows=1, width=count, row_bytes=4 * count,
+    def _store_packed(self, t: Tensor, dst: HbmTensor, rows: int) -> None:
+        """Packed statistics of all rows to HBM."""
+        ops.store(self.k, t, dst, format=HbmFormat.FP32, rows=1, width=rows, row_bytes=4 * rows,
                   tile_bytes=4 * self.chip.lanes)  # fmt: skip
 
 

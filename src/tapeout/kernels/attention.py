@@ -439,15 +439,14 @@ class Attention:
     def _older_tiles(self, q: Tensor, p: list[Tensor], o: Tensor, part_rows: int) -> None:
         k, shape, lanes = self.k, self.shape, self.k.chip.lanes
         half = self.count * shape.kv_heads * lanes
-        ring = k.ring(2 * half, shape.head_dim, 2, avoid=(q, *p))
+        ring, step = k.ring(2 * half, shape.head_dim, 2, avoid=(q, *p))
         scores = self._score_buffers(part_rows, (o,))
         sums = [
             k.tensor(Kind.ACC, part_rows, shape.head_dim, avoid=(o, *scores)) for _ in scores
         ]
         queues = (ops.MXU, ops.VPU, k.load_queue)
-        per_stripe = k.chip.spm.rows_per_stripe
         with k.loop(self.older, queues, ring=2, rings=(ring,)) as loop:
-            here = ring.at(loop.var(0, per_stripe, wrap=2 * per_stripe))
+            here = ring.at(loop.var(0, step, wrap=2 * step))
             where = loop.var(0, lanes * self.row_bytes)
             for side, cache in enumerate(self.cache):
                 for b in range(self.count):
@@ -474,7 +473,7 @@ class Attention:
 
             self._pipeline(begin, end)
         k.free(*scores, *sums)
-        k.free_ring(ring)
+        k.free_ring(ring, step)
 
     def _older_part(self, i: int, s: Tensor, t: Tensor, p: Tensor, values: Tensor) -> None:
         """Softmax statistics and p of one part against one older tile, and t = p V."""

@@ -29,6 +29,10 @@ from .attention import LOG2E
 from .rows import STRIDE_MAX, load_rows, store_rows
 
 UNROLLED_STEPS = 256  # of heads traced together: between iterations of the loop the array drains
+VPU_STEP = 8  # instructions of the vector unit a step, at most
+LOOP_LENGTH_MAX = (
+    64000  # instructions of a loop's body: a field of 16 bits; longer ones are unrolled
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,10 +125,11 @@ def choose(chip: Chip, seq: Sequence, stripes: int) -> Plan:
         steps = seq.group * sum(
             ceil_div(min(start + even, seq.tokens), tall) for start in range(0, seq.tokens, even)
         )
+        fits = max(2 * (dk + dv), VPU_STEP) * steps < LOOP_LENGTH_MAX
         heads = max(
             h for h in range(1, seq.kv_heads + 1)
             if seq.kv_heads % h == 0 and (h == 1 or h * steps <= UNROLLED_STEPS)
-        )  # fmt: skip
+        ) if fits else seq.kv_heads  # fmt: skip
         return Plan(rows=even, keys=keys, slots=min(4, ring), outputs=outputs, heads=heads)
     raise ChipTooSmall(
         f"no block of attention with head_dim {seq.head_dim} fits {stripes} stripes of "

@@ -210,10 +210,12 @@ class Builder:
         depth = -(-t.width // self.chip.lanes)
         self.free(replace(t, rows=t.rows * depth, width=self.chip.lanes))
 
-    def ring(self, rows: int, width: int, slots: int, *, avoid: tuple[Tensor, ...] = ()) -> Tensor:
-        """`slots` spm tensors [rows, width] at one offset of consecutive stripes: the first of them.
+    def ring(
+        self, rows: int, width: int, slots: int, *, avoid: tuple[Tensor, ...] = ()
+    ) -> tuple[Tensor, int]:
+        """`slots` spm tensors [rows, width]: the first, and the distance in rows to the next.
 
-        Slot i lies `i * chip.spm.rows_per_stripe` rows further; all count as one resource.
+        They lie at one offset of different stripes; all count as one resource.
 
         Args:
             avoid: the other spm tensors that the ring's loop uses: they must share no stripe with
@@ -221,18 +223,19 @@ class Builder:
         """
         tiles = -(-width // self.chip.lanes)
         shun = frozenset(r[1] for t in avoid for r in t.resources if r[0] == "spm")
-        base = self.places.spm.allocate_column(rows * tiles, slots, shun)
+        base, step = self.places.spm.allocate_column(rows * tiles, slots, shun)
         per = self.chip.spm.rows_per_stripe
-        resources = frozenset(("spm", base // per + i) for i in range(slots))
-        return Tensor(
+        resources = frozenset(("spm", (base + i * step) // per) for i in range(slots))
+        tensor = Tensor(
             kind=Kind.SPM_BF16, base=base, rows=rows, width=width, tile_stride=rows, row_stride=1,
             lanes=self.chip.lanes, resources=resources,
         )  # fmt: skip
+        return tensor, step
 
-    def free_ring(self, t: Tensor) -> None:
-        """Gives back a ring."""
+    def free_ring(self, t: Tensor, step: int) -> None:
+        """Gives back what `ring` made."""
         for i in range(len(t.resources)):
-            self.places.spm.free(t.base + i * self.chip.spm.rows_per_stripe, t.tiles * t.rows)
+            self.places.spm.free(t.base + i * step, t.tiles * t.rows)
 
     def free(self, *tensors: Tensor) -> None:
         """Gives back tensors made by `tensor` (not views of them)."""

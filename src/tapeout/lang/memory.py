@@ -56,16 +56,22 @@ class StripeAllocator:
                 return first * self.rows_per_stripe, count
         raise ChipTooSmall(self._message(rows, avoid))
 
-    def allocate_column(self, rows: int, slots: int, avoid: frozenset = frozenset()) -> int:
-        """First of `slots` places of `rows` rows at one offset of consecutive stripes."""
-        spans = [range(s, s + slots) for s in self.stripes if s + slots - 1 in self.used]
-        spans = [span for span in spans if not avoid.intersection(span)]
+    def allocate_column(
+        self, rows: int, slots: int, avoid: frozenset = frozenset()
+    ) -> tuple[int, int]:
+        """(first row, distance in rows) of `slots` places of `rows` rows at one offset of stripes."""
+        spans = [
+            range(first, first + slots * step, step)
+            for step in range(1, len(self.stripes))
+            for first in self.stripes
+        ]
+        spans = [s for s in spans if all(x in self.used and x not in avoid for x in s)]
         for span in sorted(spans, key=lambda span: sum(h for s in span for _, h in self.used[s])):
             at = max((high for s in span for _, high in self.used[s]), default=0)
             if at + rows <= self.rows_per_stripe:
                 for s in span:
                     self.used[s].append((at, at + rows))
-                return span[0] * self.rows_per_stripe + at
+                return span[0] * self.rows_per_stripe + at, span.step * self.rows_per_stripe
         raise ChipTooSmall(self._message(rows, avoid))
 
     def _message(self, rows: int, avoid: frozenset) -> str:

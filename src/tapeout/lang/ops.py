@@ -117,6 +117,11 @@ def _check_stripes(k: Builder, sources: list[Input], dst: Tensor | None) -> None
         )
 
 
+def fence(k: Builder, queue: int) -> None:
+    """Later instructions of the queue issue after all earlier ones have retired."""
+    k.streams[queue][k.append(queue, seq.Nop)].drain = True
+
+
 def load_stationary(
     k: Builder,
     src: Tensor,

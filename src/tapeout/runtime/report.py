@@ -164,15 +164,16 @@ _WAITS = {
     "dma": ("token dma",),
     "engine": ("port",),  # its own, or HBM's credits
     "drain": ("drain",),
-    "loads": ("memory",),  # scalars from HBM
+    "load": ("memory",),  # scalars from HBM
     "code": ("fetch",),
 }  # column of the table: prefixes of the causes in `sim`'s reports
 
 
-_QUEUES_NOTE = """
-busy: the queue's engine works. The others are what its sequencer does: it issues, or it waits for a
-token of mxu, vpu or dma, for its engine (a dma queue: for HBM), for its results to drain, for
-scalar loads or for code, or it has ended."""
+_QUEUES_NOTE = (
+    "\nbusy: the queue's engine works. The rest is its sequencer: it issues, or waits for a token "
+    "of mxu, vpu or dma, for its engine (a dma queue: for HBM), for its results to drain, for "
+    "scalar loads or for code, or it is at its end."
+)
 
 
 def _queues(generation: Generation) -> "RenderableType":
@@ -182,7 +183,7 @@ def _queues(generation: Generation) -> "RenderableType":
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
     table.add_column("% of cycles", no_wrap=True)
-    for name in ("queue", "busy", "issues", *_WAITS, "ended"):
+    for name in ("queue", "busy", "issues", *_WAITS, "end"):
         table.add_column(name, justify="left" if name == "queue" else "right", no_wrap=True)
     for phase in ("prefill", "decode"):
         work: Work = getattr(generation, phase)

@@ -202,6 +202,10 @@ void Machine::fill_rows(const Now& i, int64_t row, const Address& address) {
   const size_t n = size_t(i.lanes);
   const bool view = spm && !words && viewable_[size_t(i.hbm.base)] && i.lanes == lanes_ &&
                     ((address(0) | uint64_t(i.row_bytes)) & 1) == 0;
+  if (view && !i.indexed && i.row_stride == 1) {
+    spm_.view_rows(row, i.rows, host_.data() + address(0), i.row_bytes);
+    return;
+  }
   for (int64_t r = 0; r < i.rows; ++r, row += i.row_stride) {
     const uint8_t* from = host_.data() + address(r);
     if (view) {
@@ -244,6 +248,10 @@ void Machine::fill_narrow(const Now& i, math::Format format, int group, int64_t 
     }
   }
   if (bits != nullptr) {
+    if (i.lanes == lanes_ && i.row_stride == 1) {
+      spm_.view_rows(row, i.rows, reinterpret_cast<const uint8_t*>(bits), i.lanes * 2);
+      return;
+    }
     for (int64_t r = 0; r < i.rows; ++r, row += i.row_stride, bits += n)
       if (i.lanes == lanes_)
         spm_.view(row, bits);

@@ -21,6 +21,10 @@ void Machine::exec_load(const isa::MxuLoadNow& i) {
   tile.k = i.k;
   tile.n = i.n;
   if (!functional_) return;
+  if (i.stride == 1 && spm_.all_views(i.src, count)) {
+    tile.weights.set(spm_.rows_from(i.src), int(i.k), int(i.n), i.transposed != 0);
+    return;
+  }
   const uint16_t* rows[math::kMaxTile];
   for (int64_t r = 0; r < count; ++r) {
     const int64_t row = i.src + r * i.stride;

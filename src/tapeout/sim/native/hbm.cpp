@@ -32,6 +32,8 @@ Hbm::Hbm(const HbmParams& p) {
   require(channel_count_ > 0, "hbm.stacks and hbm.pseudo_channels_per_stack must be positive");
   run_shift_ = shift_of(p.interleave_bytes, "interleave_bytes");
   burst_shift_ = shift_of(p.burst_bytes, "burst_bytes");
+  run_mask_ = p.interleave_bytes - 1;
+  burst_mask_ = p.burst_bytes - 1;
   const int row_shift = shift_of(p.row_bytes, "row_bytes");
   const int group_shift = shift_of(p.bank_groups, "bank_groups");
   const int bank_shift = shift_of(p.banks_per_group, "banks_per_group");
@@ -54,7 +56,8 @@ Hbm::Hbm(const HbmParams& p) {
   set_mask_ = sets_ - 1;
   group_set_mask_ = (1u << (group_shift - together_shift)) - 1;
   page_shift_ = row_shift + together_shift - run_shift_;
-  const uint64_t stripe = uint64_t{p.interleave_bytes} * channel_count_;
+  const uint64_t stripe = uint64_t{p.interleave_bytes} * channel_count_
+                          << (channels_power_of_two_ ? 0 : channel_shift_);
   const double gib = static_cast<double>(p.stacks) * p.capacity_gib_per_stack;
   capacity_bytes_ = static_cast<uint64_t>(gib * 1073741824.0) / stripe * stripe;
 
@@ -75,7 +78,7 @@ Hbm::Hbm(const HbmParams& p) {
   wtr_s_ = ticks(t.wtr_s_ns);
   wtr_l_ = ticks(t.wtr_l_ns);
   refi_ = ticks(t.refi_ns);
-  controller_ = ticks(p.controller_ns);
+  to_cycle_ = ticks(p.controller_ns) + ((Tick{1} << kTickBits) - 1) - kEpoch;  // rounds up
   // Bursts of a run alternate over its bank groups: each group sees one in `bank_group_interleave`.
   const double pin_ns = p.burst_bytes * 8.0 / (p.pins_per_pseudo_channel * p.pin_rate_gbps);
   const double burst_ns = std::max({pin_ns, t.ccd_s_ns, t.ccd_l_ns / p.bank_group_interleave});
@@ -105,6 +108,7 @@ Hbm::Hbm(const HbmParams& p) {
 void Hbm::reset() {
   counters_ = {};
   last_arrival_ = 0;
+  stripe_ = ~uint64_t{0};
   banks_.assign(size_t{channel_count_} * sets_, Bank{});
   channels_.assign(channel_count_, Channel{});
   buffers_.assign(channel_count_, WriteBuffer{});
@@ -171,9 +175,10 @@ void Hbm::refresh(Bank& bank, Tick t) {
     const Tick start = std::max(bank.refresh_due, bank.ready) + (bank.row == kClosed ? 0 : rp_);
     if (start > t && t - bank.refresh_due < kPostpone * refi_) return;
     // The banks of the set follow each other; those not begun when the run comes wait for later.
-    const Tick begun = std::min<Tick>(t > start ? (t - start) / refresh_next_ : 0,
-                                      group_interleave_ - 1);
-    bank.ready = start + refresh_ + begun * refresh_next_;
+    Tick last_begun = start;
+    for (uint32_t i = 1; i < group_interleave_ && t >= last_begun + refresh_next_; ++i)
+      last_begun += refresh_next_;
+    bank.ready = last_begun + refresh_;
     bank.row = bank.previous_row = kClosed;
     uint64_t done = 1;
     if (t > start + 2 * refi_) done = (t - bank.refresh_due) / refi_;  // a long idle stretch
@@ -208,7 +213,7 @@ uint64_t Hbm::buffer_write(const Location& at, uint32_t bursts, uint32_t bytes, 
   if (channel.pending_bursts >= drain_bursts_ || buffer.pending_count >= kDrainEntries ||
       (channel.writing && channel.bus_free > accepted && accepted > channel.last_read + 4 * idle_))
     drain_all(pc, accepted);
-  return to_cycle(accepted + controller_);
+  return to_cycle(accepted);
 }
 
 void Hbm::drain_idle(uint32_t pseudo_channel, Tick t) {

@@ -54,20 +54,19 @@ class Hbm {
   // std::logic_error for an arrival earlier than the last one, an empty run, one that crosses
   // `interleave_bytes` or one outside the memory.
   uint64_t access(uint64_t arrival_cycle, uint64_t address, uint32_t bytes, bool write) {
-    const uint64_t last = address + bytes - 1;
-    if (arrival_cycle < last_arrival_ || ((address ^ last) >> run_shift_) != 0 || bytes == 0 ||
-        last >= capacity_bytes_) [[unlikely]]
+    // One compare finds an empty run and one that leaves its interleave unit.
+    const uint32_t offset = static_cast<uint32_t>(address) & run_mask_;
+    if (arrival_cycle < last_arrival_ || bytes - 1 > run_mask_ - offset) [[unlikely]]
       reject(arrival_cycle, address, bytes);
-    last_arrival_ = arrival_cycle;
     const uint64_t run = address >> run_shift_;
     if (run >> channel_shift_ != stripe_) [[unlikely]]
-      enter_stripe(run >> channel_shift_);
+      enter_stripe(arrival_cycle, address, bytes);
+    last_arrival_ = arrival_cycle;
     const Location at = channels_power_of_two_
                             ? Location{static_cast<uint32_t>((run ^ stripe_hash_) & channel_mask_),
                                        stripe_set_, stripe_row_}
                             : locate(address);
-    const uint32_t bursts =
-        static_cast<uint32_t>((last >> burst_shift_) - (address >> burst_shift_)) + 1;
+    const uint32_t bursts = (((offset & burst_mask_) + bytes - 1) >> burst_shift_) + 1;
     const Tick t = (arrival_cycle << kTickBits) + kEpoch;
     if (write) return buffer_write(at, bursts, bytes, t);
     Channel& channel = channels_[at.pseudo_channel];
@@ -77,7 +76,7 @@ class Hbm {
     ++counters_.reads;
     counters_.read_bytes += bytes;
     counters_.bursts += bursts;
-    return to_cycle(place<false>(at, bursts, t) + controller_);
+    return to_cycle(place<false>(at, bursts, t));
   }
 
   Location locate(uint64_t address) const {
@@ -156,9 +155,8 @@ class Hbm {
     Span gaps[kGaps] = {};
   };
 
-  static uint64_t to_cycle(Tick t) {
-    return (t - kEpoch + ((Tick{1} << kTickBits) - 1)) >> kTickBits;
-  }
+  // The core cycle by which what ends at `t` has passed the controller.
+  uint64_t to_cycle(Tick t) const { return (t + to_cycle_) >> kTickBits; }
 
   uint64_t channel_hash(uint64_t u) const {
     const uint64_t x = u ^ (u >> 3) ^ (u >> 7) ^ (u >> 12) ^ (u >> 17);
@@ -174,10 +172,12 @@ class Hbm {
   }
 
   // Remembers where a stripe (one run in each pseudo-channel) lies, for the runs that follow.
-  void enter_stripe(uint64_t stripe) {
-    stripe_ = stripe;
-    stripe_hash_ = channel_hash(stripe);
-    const Location at = locate(stripe << (channel_shift_ + run_shift_));
+  void enter_stripe(uint64_t arrival_cycle, uint64_t address, uint32_t bytes) {
+    if (address >= capacity_bytes_) [[unlikely]]
+      reject(arrival_cycle, address, bytes);
+    stripe_ = address >> (run_shift_ + channel_shift_);
+    stripe_hash_ = channel_hash(stripe_);
+    const Location at = locate(address);
     stripe_set_ = at.set;
     stripe_row_ = at.row;
   }
@@ -212,7 +212,7 @@ class Hbm {
       t += open ? rp_ : 0;
       const Tick turn = granted + (other_groups ? 0 : rrd_more_);
       if (turn > t) t = turn;
-      t += (banks - 1) * rrd_s_;  // the last bank's
+      t += (banks - 1) * rrd_s_;  // the last bank's activate
       counters_.row_conflicts += open;
       counters_.activates += banks;
       bank.row = at.row;
@@ -268,13 +268,13 @@ class Hbm {
   uint64_t capacity_bytes_ = 0, last_arrival_ = 0, channel_mask_ = 0, set_mask_ = 0;
   uint64_t stripe_ = ~uint64_t{0}, stripe_hash_ = 0;
   uint32_t stripe_set_ = 0, stripe_row_ = 0;
-  uint32_t channel_count_ = 0, sets_ = 0, group_interleave_ = 1, group_set_mask_ = 0;
+  uint32_t run_mask_ = 0, burst_mask_ = 0, channel_count_ = 0, sets_ = 0, group_interleave_ = 1, group_set_mask_ = 0;
   uint32_t write_bursts_ = 0, drain_bursts_ = 0;
   int run_shift_ = 0, burst_shift_ = 0, channel_shift_ = 0, page_shift_ = 0, set_shift_ = 0;
   bool channels_power_of_two_ = true;
   Tick rcd_ = 0, rp_ = 0, ras_ = 0, cl_ = 0, cwl_ = 0, wr_ = 0, rrd_s_ = 0, rrd_more_ = 0;
   Tick wtr_s_ = 0, wtr_l_ = 0, read_to_write_ = 0, refi_ = 0, refresh_ = 0, refresh_next_ = 0, burst_ = 0;
-  Tick activate_ = 0, read_to_precharge_ = 0, idle_ = 0, controller_ = 0;
+  Tick activate_ = 0, read_to_precharge_ = 0, idle_ = 0, to_cycle_ = 0;
   uint64_t peak_bytes_per_kilocycle_ = 0;
   Counters counters_{};
 };

@@ -52,6 +52,20 @@ class Scratchpad {
   const uint16_t* const* rows_from(int64_t r) const { return at_.data() + r; }
   bool is_view(int64_t r) const { return at_[r] != own(r); }
   void view(int64_t r, const uint16_t* source) { at_[r] = source; }
+  // Rows r, r + 1, ... as views of rows `step_bytes` apart.
+  void view_rows(int64_t r, int64_t count, const uint8_t* source, int64_t step_bytes) {
+    const uint16_t** to = at_.data() + r;
+    for (int64_t k = 0; k < count; ++k)
+      to[k] = reinterpret_cast<const uint16_t*>(source + k * step_bytes);
+  }
+  bool all_views(int64_t r, int64_t count) const {
+    const uintptr_t mine = reinterpret_cast<uintptr_t>(own_.data());
+    const uintptr_t bytes = uintptr_t(rows_ * lanes_) * 2;
+    bool owned = false;
+    for (int64_t k = 0; k < count; ++k)
+      owned |= reinterpret_cast<uintptr_t>(at_[size_t(r + k)]) - mine < bytes;
+    return !owned;
+  }
   // Turns every view into a copy, before what they show goes away.
   void own_all() {
     for (int64_t r = 0; r < rows_; ++r)

@@ -1,0 +1,287 @@
+"""Cycles of short programs, worked out by hand from the rules of docs/timing.md.
+
+Chip `tiny`: an mxu.load of 8 rows takes 4 cycles (2 rows a cycle), a pass of up to 4 rows 4 cycles
+and 24 + rows until its last write (2 * 8 array rows, 1 column group, 4 to accumulate, 3); vpu: 2
+rows a cycle, 12 cycles deep, 6 more to reduce; tokens take 2 cycles; requests and responses 8 each.
+"""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tapeout.chip import Chip, load
+from tapeout.isa.assembler import assemble
+from tapeout.sim import RunResult, Sim, _native
+
+TINY = load("tiny")
+LINE_BYTES = TINY.seq.fetch_line_instructions * 64
+STRIPE = TINY.spm.rows_per_stripe
+
+
+def run(text: str, chip: Chip = TINY, hbm: np.ndarray | None = None) -> tuple[RunResult, dict]:
+    """The result, and (issue, retire) of each instruction by queue, relative to the first issue."""
+    sim = Sim(chip, checks=False, hbm_bytes=1 << 20)
+    address = sim.allocate(8192)
+    if hbm is not None:
+        sim.write(address, hbm)
+    handle = sim.load(assemble(text, chip), {0: (address, 8192, True)})
+    result = sim.run(handle, trace=True)
+    trace = result.trace
+    assert trace is not None
+    first = int(trace.issue.min())
+    cycles = {}
+    for number, name in enumerate(chip.queue_names):
+        mine = trace.queue == number
+        issue, retire = trace.issue[mine].astype(int), trace.retire[mine].astype(int)
+        cycles[name] = [
+            (int(a) - first, int(b) - first) for a, b in zip(issue, retire, strict=True)
+        ]
+    return result, cycles
+
+
+def issues(cycles: dict, queue: str) -> list[int]:
+    return [issue for issue, _ in cycles[queue]]
+
+
+def test_first_instruction_waits_for_its_line() -> None:
+    result, _ = run(".queue mxu\n seq.nop\n seq.nop\n seq.halt")
+    hbm = _native.Hbm(dataclasses.asdict(TINY.hbm), TINY.clock_ghz)
+    cut, done = TINY.hbm.interleave_bytes, 0
+    for number, at in enumerate(range(8192, 8192 + LINE_BYTES, cut)):
+        done = max(done, hbm.access(number + 8, at, min(cut, LINE_BYTES), False))
+    assert result.trace is not None
+    assert result.trace.issue.tolist() == [done + 8 + k for k in range(3)]
+    assert result.cycles == done + 8 + 3
+    assert result.queues["mxu"].stalls == {"fetch": done + 8}
+    assert result.queues["vpu"].end_cycle == 0
+
+
+def test_loads_run_under_passes() -> None:
+    """A load starts one cycle after the pass that swapped, a pass when its load is done."""
+    _, cycles = run("""
+    .queue mxu
+      mxu.load src=0 k=8 n=8
+      mxu.matmul src=256 rows=3 dst=0
+      mxu.load src=8 k=8 n=8
+      mxu.matmul src=256 rows=9 dst=0
+      mxu.load src=16 k=2 n=8
+      mxu.matmul src=256 rows=1 dst=0
+      mxu.matmul src=256 rows=1 dst=0
+      seq.halt
+    """)
+    assert cycles["mxu"] == [
+        (0, 6),  # occupancy 4, latency 6
+        (4, 4 + 27),
+        (5, 31),  # retires in order: not before the pass
+        (9, 9 + 33),
+        (10, 42),
+        (18, 43),  # the stream port was taken for 9 rows: 18 + 25 = 43
+        (22, 47),  # and for 4 cycles at least
+        (47, 48),
+    ]
+
+
+def test_transposed_and_strided_loads() -> None:
+    """One source row a cycle transposed; a stride of 4 meets one of 4 banks, 2 two of them."""
+    _, cycles = run("""
+    .queue mxu
+      mxu.load src=0 k=8 n=5 transposed
+      mxu.load src=0 k=8 n=8 stride=4
+      mxu.load src=0 k=8 n=8 stride=2
+      mxu.unload dst=0
+      seq.halt
+    """)
+    assert issues(cycles, "mxu") == [0, 5, 13, 17, 17 + 32]
+
+
+def test_vector_rates() -> None:
+    _, cycles = run(f"""
+    .queue vpu
+      vpu.map rows=5 a=vmem[0:0:1] dst=vmem[8:0:1]
+      vpu.map rows=5 a=spm_bf16[0:0:4] dst=vmem[16:0:1]
+      vpu.map rows=4 a=spm_fp32[{STRIPE}:0:2] dst=vmem[16:0:1]
+      vpu.map tiles=3 rows=2 a=#1.0 reduce=sum reduce_dst=30
+      vpu.map tiles=5 rows=1 a=#1.0 dst=vmem[40:1:0]
+      seq.nop drain
+      seq.halt
+    """)
+    assert cycles["vpu"] == [
+        (0, 15),  # ceil(5 / 2) groups
+        (3, 21),  # each group takes 2: both rows in one bank
+        (9, 23),  # 2 pairs of rows are in the 4 banks: 2 groups of 1
+        (11, 32),  # 3 tiles of 1 group, and 6 to reduce
+        (14, 32),  # along the tiles: ceil(5 / 2); retires in order
+        (32, 33),
+        (33, 34),
+    ]
+
+
+def test_tokens_take_their_latency_after_retirement() -> None:
+    result, cycles = run("""
+    .queue mxu
+      mxu.load src=0 k=1 n=8
+      mxu.matmul src=256 rows=200 dst=0 posts=vpu.0
+      seq.halt
+    .queue vpu
+      seq.nop
+      vpu.map rows=1 a=acc[0:0:0] dst=vmem[0:0:0] waits=mxu.0
+      seq.halt
+    """)
+    matmul, use = cycles["mxu"][1], cycles["vpu"][1]
+    assert matmul == (1, 1 + 224)
+    assert use[0] == 225 + 2
+    assert result.queues["vpu"].stalls["token mxu"] == use[0] - cycles["vpu"][0][0] - 1
+    assert result.trace is not None
+    assert result.cycles == int(result.trace.issue.max()) + 1
+
+
+def test_loops_cost_their_own_cycle_only() -> None:
+    _, cycles = run("""
+    .queue vpu
+      seq.loop count=3 length=2
+      seq.loop count=2 length=1
+      seq.nop
+      seq.loop count=0 length=2
+      seq.nop
+      seq.nop
+      seq.nop
+      seq.halt
+    """)
+    # Per outer round: loop, nop, nop. Then the empty loop, and the nop after its body.
+    assert issues(cycles, "vpu") == list(range(1 + 3 * 3 + 1 + 1 + 1))
+
+
+def test_predicates_follow_the_innermost_loop() -> None:
+    text = """
+    .queue mxu
+      mxu.load src=0 k=1 n=8
+      mxu.matmul src=256 rows=200 dst=0
+      seq.nop drain
+      seq.loop count=4 length=1
+      seq.nop posts=vpu.0 post_when=last
+      seq.loop count=3 length=1
+      seq.nop posts=vpu.1 post_when=not_first
+      seq.halt
+    .queue vpu
+      seq.loop count=5 length=1
+      seq.nop waits=mxu.0 wait_when=first
+      seq.nop waits=mxu.1
+      seq.nop waits=mxu.1
+      seq.halt
+    """
+    _, cycles = run(text)
+    last = cycles["mxu"][3 + 4][1]
+    assert cycles["vpu"][1][0] == last + 2
+    assert issues(cycles, "vpu")[1:6] == [last + 2 + k for k in range(5)]
+
+
+def test_registers_are_48_bits() -> None:
+    result, _ = run("""
+    .queue vpu
+      seq.set dst=r1 value=140737488355327
+      seq.alu dst=r1 a=r1 imm=4
+      seq.alu op=shr dst=r2 a=r1 imm=44
+      seq.alu op=mul dst=r3 a=r2 imm=-1
+      seq.loop count=r3 length=1
+      seq.nop
+      seq.halt
+    """)
+    # 2^47 - 1 + 4 wraps to -2^47 + 3; >> 44 is -8; times -1 is 8 rounds.
+    assert result.instructions == 5 + 8 + 1
+
+
+def test_one_transfer_by_hand() -> None:
+    """Runs leave one a cycle, at most `credits` at a time, and return in order."""
+    chip = load("tiny", ["dma.credits=3", "hbm.interleave_bytes=128"])
+    text = """
+    .queue dma0
+      seq.nop drain
+      dma.load hbm=b0[64] row=0 lanes=8 rows=60 row_bytes=16
+      seq.nop
+      dma.store hbm=b0[4096] row=0 lanes=8 rows=20 row_bytes=16
+      seq.nop drain
+      seq.halt
+    """
+    result, _ = run(text, chip)
+    trace = result.trace
+    assert trace is not None
+    hbm = _native.Hbm(dataclasses.asdict(chip.hbm), chip.clock_ghz)
+    for number, at in enumerate(range(8192, 8192 + LINE_BYTES, 128)):
+        hbm.access(number + 8, at, 128, False)
+    start = int(trace.issue[1])
+    sizes = [64] + [128] * 7  # 960 bytes from 64 on, cut at multiples of 128
+    back: list[int] = []
+    generated, at, last = start - 1, 64, 0
+    for number, nbytes in enumerate(sizes):
+        generated = max(generated + 1, back[number - 3] + 1 if number >= 3 else 0)
+        done = hbm.access(generated + 8, at, nbytes, False)
+        last = max(last + nbytes // 32, done + 8)
+        back.append(last)
+        at += nbytes
+    assert int(trace.retire[1]) == last + 1
+    store = int(trace.issue[3])
+    assert int(trace.issue[2]) == start + 1
+    assert store == generated + 1
+    sent, at = 0, 4096
+    for nbytes in (128, 128, 64):
+        generated = max(generated + 1, back[len(back) - 3] + 1)
+        sent = max(sent, generated) + nbytes // 32
+        done = hbm.access(sent + 8, at, nbytes, True)
+        last = max(last, done + 8)
+        back.append(last)
+        at += nbytes
+    assert int(trace.retire[3]) == last + 1
+    assert int(trace.issue[4]) == last + 1
+    assert result.bytes["hbm_read"] == 960
+    assert result.bytes["hbm_write"] == 320
+    assert result.queues["dma0"].hbm_runs == 11
+
+
+def test_scalar_loads_hold_their_queue() -> None:
+    result, cycles = run(
+        ".queue vpu\n seq.load dst=r1 src=b0[4]\n seq.loop count=r1 length=1\n seq.nop\n seq.halt",
+        hbm=np.array([0, 3], np.int32),
+    )
+    held = cycles["vpu"][1][0] - 1
+    assert held > 16
+    assert result.queues["vpu"].stalls["memory"] == held
+    assert result.instructions == 2 + 3 + 1
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_loop_larger_than_the_window_is_fetched_again(fits: bool) -> None:
+    lines = TINY.seq.fetch_lines - 1 if fits else TINY.seq.fetch_lines + 1
+    body = lines * TINY.seq.fetch_line_instructions
+    text = f".queue vpu\n seq.loop count=3 length={body}\n" + " seq.nop\n" * body + " seq.halt"
+    result, _ = run(text)
+    stream_bytes = -(-(body + 2) // TINY.seq.fetch_line_instructions) * LINE_BYTES
+    if fits:
+        assert result.bytes["hbm_fetch"] == stream_bytes
+    else:
+        assert result.bytes["hbm_fetch"] > 2 * stream_bytes
+
+
+def test_macs_and_bytes() -> None:
+    result, _ = run(f"""
+    .queue dma0
+      dma.load hbm=b0[0] row=0 lanes=7 rows=6 row_bytes=16
+      dma.load hbm=b0[0] row={STRIPE} lanes=6 rows=3 row_bytes=16 posts=mxu.0
+      seq.halt
+    .queue mxu
+      mxu.load src=0 k=6 n=7 waits=dma0.0
+      mxu.matmul src={STRIPE} rows=3 dst=0
+      mxu.matmul src={STRIPE} rows=3 dst=0 accumulate=add posts=vpu.0
+      seq.halt
+    .queue vpu
+      vpu.map rows=3 width=7 a=acc[0:0:1] dst=vmem[0:0:1] waits=mxu.0
+      seq.halt
+    """)
+    assert result.macs == 2 * 3 * 6 * 7
+    assert result.mac_capacity == 64 * result.cycles
+    assert result.bytes["hbm_read"] == 6 * 14 + 3 * 12
+    assert result.bytes["spm_write"] == 6 * 14 + 3 * 12
+    assert result.bytes["spm_read"] == 6 * 14 + 2 * 3 * 12
+    assert result.bytes["acc_write"] == 2 * 3 * 7 * 4
+    assert result.bytes["acc_read"] == 2 * 3 * 7 * 4  # one accumulating pass, one map
+    assert result.bytes["vmem_write"] == 3 * 7 * 4
