@@ -168,7 +168,7 @@ def our_row(title: str, case: str, functional: bool, prepare_s: float, outcome: 
         "values": functional,
         "rate_is": "simulated",
         "mxu_utilization": macs / line["mac_capacity"],
-        "note": f"whole case, every instruction; compiled in {line['prepare_s']:.1f} s before",
+        "note": f"whole case, every instruction; made ready in {line['prepare_s']:.1f} s before",
     }  # fmt: skip
 
 

@@ -31,6 +31,8 @@ def write_model(folder: Path, **changes: Any) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from tapeout.models.loading import quiet
+
     folder.mkdir(parents=True)
     vocab = write_tokenizer(folder)
     values = {
@@ -51,5 +53,6 @@ def write_model(folder: Path, **changes: Any) -> Path:
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(0.0, 0.3)
-    model.save_pretrained(folder)
+    with quiet():
+        model.save_pretrained(folder)
     return folder

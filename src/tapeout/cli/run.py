@@ -89,6 +89,7 @@ def run(
         checks=checks,
         check=check,
     )
+    check_prompt(len(ids), started.session.artifact.context)
     show = not as_json and not timing_only
     stream = started.tokenizer.stream()
     if show:
