@@ -102,10 +102,11 @@ def row(
     }
 
 
-def measure(chip: Chip) -> dict[str, Any]:
+def measure(chip: Chip, only_goals: bool) -> dict[str, Any]:
     products = [
         row(chip, f"{m} x {n} x {k}", goal, lambda m=m, n=n, k=k: product(chip, m, n, k))
         for m, n, k, goal in PRODUCTS
+        if goal or not only_goals
     ]
     sequences = [
         row(
@@ -115,6 +116,7 @@ def measure(chip: Chip) -> dict[str, Any]:
             lambda h=h, g=g, s=s, d=d: attention(chip, h, g, s, d),
         )
         for h, g, s, d, goal in SEQUENCES
+        if goal or not only_goals
     ]
     return {"machine": machine.describe(), "chip": chip.name, "clock_ghz": chip.clock_ghz,
             "macs_per_cycle": chip.macs_per_cycle, "matmul": products,
@@ -137,12 +139,13 @@ def show(figures: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--chip", default="solo", help="preset or TOML file")
+    parser.add_argument("--goals", action="store_true", help="only the cases that have a goal")
     parser.add_argument(
         "--json", type=Path, default=Path(__file__).parent / "results" / "chip.json",
         help="where the figures go",
     )  # fmt: skip
     arguments = parser.parse_args()
-    figures = measure(load(arguments.chip))
+    figures = measure(load(arguments.chip), arguments.goals)
     show(figures)
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(figures, indent=2) + "\n")

@@ -34,7 +34,7 @@ def compiled(
         return Artifact.read(place), time.perf_counter() - start
     except ArtifactError:
         pass
-    from tapeout.compiler.decoder import compile_decoder
+    from tapeout.models.compiling import compile_decoder
     from tapeout.models import load
 
     loaded = load(MODEL)

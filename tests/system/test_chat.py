@@ -11,7 +11,7 @@ def test_turns_from_a_pipe(tapeout, model, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n\nAnd you?\n/exit\nnever said\n"))
     said = tapeout("chat", model, "--chip", "tiny", "--tokens", 5)
     assert (said.code, said.err) == (0, "")
-    figures = [line for line in said.out.splitlines() if "positions" in line]
+    figures = [line for line in said.out.splitlines() if "tokens in" in line]
     assert len(figures) == 2  # an empty line is no turn, /exit ends
     assert "never" not in said.out
 
@@ -20,7 +20,7 @@ def test_the_end_of_the_input_ends(tapeout, model, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("Hello"))
     said = tapeout("chat", model, "--chip", "tiny", "--tokens", 2)
     assert said.code == 0
-    assert "of 128 positions" in said.out
+    assert "/128" in said.out
 
 
 def test_a_conversation_that_does_not_fit_is_an_error(tapeout, model, monkeypatch):

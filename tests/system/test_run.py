@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tapeout.chip import load as load_chip
+from tapeout.runtime import cache
 
 pytestmark = pytest.mark.torch
 
@@ -101,8 +102,16 @@ def test_timing_only_counts_the_same_cycles_and_has_no_text(run_json):
     full, timed = run_json("--tokens", 4), run_json("--tokens", 4, "--timing-only")
     assert timed["text"] is None
     assert timed["token_ids"] is None
-    assert timed["decode"]["cycles"] == full["decode"]["cycles"]
     assert timed["prefill_cycles"] == full["prefill_cycles"]
+    # Other tokens are fed, so other rows of the embedding are read: a few cycles of HBM.
+    assert timed["decode"]["cycles"] == pytest.approx(full["decode"]["cycles"], rel=0.02)
+
+
+def test_interp_says_the_same_and_has_no_clock(run_json):
+    found = run_json("--tokens", 2, "--target", "interp")
+    assert found["token_ids"] == run_json("--tokens", 2)["token_ids"]
+    assert found["decode_cycles_per_token"] is None
+    assert found["decode"]["instructions"] > 0
 
 
 def test_a_slower_memory_slows_the_chip(run_json):
@@ -152,6 +161,7 @@ def test_a_trace_holds_both_launches(tapeout, model, tmp_path):
 
 
 def test_a_hit_needs_no_torch_and_no_time(run_json, model, cache_home):
+    cache._sources.cache_clear()  # this process may have started before the last edit
     run_json("--tokens", 2)
     code = (
         "import sys; from tapeout.cli.main import main\n"

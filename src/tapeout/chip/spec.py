@@ -124,6 +124,12 @@ class Hbm(_Checked):
             f"of a run",
         )
         _require(
+            self.interleave_bytes <= self.row_bytes * self.bank_group_interleave,
+            f"hbm.interleave_bytes = {self.interleave_bytes} must not exceed hbm.row_bytes x "
+            f"hbm.bank_group_interleave = {self.row_bytes * self.bank_group_interleave}: a run "
+            f"opens one row in each of its bank groups",
+        )
+        _require(
             self.bank_group_interleave <= self.bank_groups,
             f"hbm.bank_group_interleave = {self.bank_group_interleave} cannot exceed "
             f"hbm.bank_groups = {self.bank_groups}",

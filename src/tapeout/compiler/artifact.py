@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,9 @@ class Entry:
 class Artifact:
     """A model compiled for a chip.
 
-    `programs` has "decode" (one token of `batch` sequences) and "prefill" (a chunk of one sequence).
-    `image` is the read-only weights segment.
+    `programs` has "decode" (one token of `batch` sequences) and "prefill" (a chunk of one
+    sequence).
+    `image` is the read-only weights segment. `tokenizer`, if any, has `save(directory)`.
     """
 
     name: str
@@ -93,8 +95,13 @@ class Artifact:
             raise
 
     @classmethod
-    def read(cls, directory: Path) -> "Artifact":
-        """Raises ArtifactError where the directory is not an artifact of this version."""
+    def read(
+        cls, directory: Path, read_tokenizer: Callable[[Path], Any] | None = None
+    ) -> "Artifact":
+        """Reads an artifact; `read_tokenizer` reads the tokenizer saved with it, if one is wanted.
+
+        Raises ArtifactError where the directory is not an artifact of this version.
+        """
         directory = Path(directory)
         try:
             meta = json.loads((directory / "artifact.json").read_text())
@@ -106,10 +113,8 @@ class Artifact:
                 f"{FORMAT_VERSION}: compile the model again"
             )
         tokenizer = None
-        if meta["tokenizer"]:
-            from tapeout.models.tokenizer import Tokenizer
-
-            tokenizer = Tokenizer.read(directory)
+        if meta["tokenizer"] and read_tokenizer is not None:
+            tokenizer = read_tokenizer(directory)
         programs = {
             name: Entry(
                 program=Program.from_bytes((directory / f"{name}.zip").read_bytes()), **fields

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-
 from tapeout.isa.dma import HbmFormat
 from tapeout.lang import HbmTensor, Matrix
 from tapeout.numerics import formats

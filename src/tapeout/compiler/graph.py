@@ -1,9 +1,10 @@
 """From a torch.export graph of a decoder to `ir.Graph`.
 
-Every node becomes one of a few abstract values. What depends on the launch's `position` alone is not
-executed on the chip: masks and cache indices are evaluated on sample positions and must mean "causal
-at position" and "append at position"; tables such as the rotary cosines are tabulated over all
-positions. The rest must match the operations of `ir`; all nodes that do not are listed in one error.
+Every node becomes one of a few abstract values. What depends on the launch's `position` alone is
+not executed on the chip: masks and cache indices are evaluated on sample positions and must mean
+"causal at position" and "append at position"; tables such as the rotary cosines are tabulated over
+all positions. The rest must match the operations of `ir`; all nodes that do not are listed in one
+error.
 """
 
 import re
@@ -109,7 +110,8 @@ class Raiser:
         if self.errors:
             listed = "\n  ".join(dict.fromkeys(self.errors))
             raise UnsupportedModel(
-                f"the compiler cannot lower {len(self.errors)} operator(s) of this model:\n  {listed}"
+                f"the compiler cannot lower {len(self.errors)} operator(s) of this model:\n"
+                f"  {listed}"
             )
         return self.out
 
@@ -130,7 +132,7 @@ class Raiser:
             return Part("error", ())
         if all(isinstance(v, Positional) for v in inputs):
             return Positional()
-        handler = HANDLERS.get(node.target)  # type: ignore[arg-type]
+        handler = HANDLERS.get(node.target)
         if handler is None:
             raise _Unsupported("is not an operator the compiler has")
         args = [self._lookup(a) for a in node.args]
@@ -146,7 +148,7 @@ class Raiser:
 
     def _output(self, node: Node) -> None:
         results = node.args[0]
-        logits = self.env[results[-1]]  # type: ignore[index]
+        logits = self.env[results[-1]]
         if isinstance(logits, ir.Value):
             self.out.logits = logits
         elif not self.errors:
@@ -173,14 +175,16 @@ class Raiser:
                     known[n] = position if n.name == "position" else self._constant(n)
                 else:
                     keywords = {k: value(v) for k, v in n.kwargs.items()}
-                    known[n] = n.target(*[value(a) for a in n.args], **keywords)  # type: ignore
+                    known[n] = n.target(*[value(a) for a in n.args], **keywords)
             return known[n]
 
         return value(node)
 
     def _constant(self, node: Node) -> torch.Tensor:
         name = self.buffers[node.name]
-        table = self.program.constants if name in self.program.constants else self.program.state_dict
+        table = (
+            self.program.constants if name in self.program.constants else self.program.state_dict
+        )
         return table[name]
 
     def _rows_at(self, node: Node) -> np.ndarray:
@@ -272,7 +276,9 @@ def _linear(r: Raiser, node: Node, x: Any, weight: Any, bias: Any = None) -> Any
 
 
 @handles(aten.rms_norm.default)
-def _rms_norm(r: Raiser, node: Node, x: Any, shape: Any, weight: Any = None, eps: Any = None) -> Any:
+def _rms_norm(
+    r: Raiser, node: Node, x: Any, shape: Any, weight: Any = None, eps: Any = None
+) -> Any:
     if not isinstance(weight, Param) or eps is None:
         raise _Unsupported("takes a parameter as weight and an eps")
     return r.emit(
@@ -303,7 +309,7 @@ def _rsqrt(r: Raiser, node: Node, x: Any) -> Any:
 
 @handles(aten.silu.default, aten.gelu.default, aten.tanh.default, aten.sigmoid.default)
 def _unary(r: Raiser, node: Node, x: Any, approximate: str = "none") -> Any:
-    name = node.target.__name__.split(".")[0].upper()  # type: ignore[union-attr]
+    name = node.target.__name__.split(".")[0].upper()
     if approximate == "tanh":
         name = "GELU_TANH"
     return r.emit(ir.Unary, node, *_rows(r, node), x=_matrix(x), function=name)
@@ -419,11 +425,13 @@ def _index(r: Raiser, node: Node, x: Any, indices: Any) -> Any:
 
 
 @handles(aten.index_put.default)
-def _index_put(r: Raiser, node: Node, cache: Any, indices: Any, x: Any, accumulate: bool = False) -> Any:
+def _index_put(
+    r: Raiser, node: Node, cache: Any, indices: Any, x: Any, accumulate: bool = False
+) -> Any:
     places = node.args[1]
-    if not isinstance(cache, CacheRef) or accumulate or len(places) != 3 or places[1] is not None:  # type: ignore
+    if not isinstance(cache, CacheRef) or accumulate or len(places) != 3 or places[1] is not None:
         raise _Unsupported("is only known as an append to a KV cache")
-    if not r.appends(places[0], places[2]):  # type: ignore[index]
+    if not r.appends(places[0], places[2]):
         raise _Unsupported("does not append at the launch's position")
     return CacheWrite(cache.name, x)
 
@@ -435,7 +443,7 @@ def _attention(
 ) -> Any:  # fmt: skip
     if not (isinstance(k, CacheWrite) and isinstance(v, CacheWrite)) or dropout:
         raise _Unsupported("is only known over a KV cache, without dropout")
-    if not (isinstance(mask, Positional) and r.is_causal(node.args[3])):  # type: ignore[arg-type]
+    if not (isinstance(mask, Positional) and r.is_causal(node.args[3])):
         raise _Unsupported("needs a causal mask at the launch's position")
     ropes = [x for x in (q, k.heads) if isinstance(x, Part)]
     if ropes and (len(ropes) != 2 or any(x.kind != "roped" for x in ropes)):
@@ -474,7 +482,7 @@ def _rope_tables(r: Raiser, ropes: list[Part]) -> tuple[str, str]:
 
 def _origin(node: Node) -> Node:
     while node.target is aten.unsqueeze.default:
-        node = node.args[0]  # type: ignore[assignment]
+        node = node.args[0]
     return node
 
 

@@ -68,8 +68,8 @@ class Binary(Op):
 class Attention(Op):
     """Causal attention over a KV cache that the operation appends to.
 
-    q, k, v are [rows, heads * head_dim]; `rope` names the tables (cos, signed sin) [context, head_dim]
-    that rotate q and k, if any; `keys` and `values` name the caches.
+    q, k, v are [rows, heads * head_dim]; `rope` names the tables (cos, signed sin)
+    [context, head_dim] that rotate q and k, if any; `keys` and `values` name the caches.
     """
 
     q: Value

@@ -2,12 +2,13 @@
 
 Layouts: matrices that feed the array are bf16 in spm; sums (the residual stream) are fp32 in spm;
 products stay in acc until their epilogue. Fusions: projections of one input that feed an attention
-become one matrix; a product that only feeds a sum, or a gated product, ends in that; a sum that feeds
-a norm also yields its sums of squares.
+become one matrix; a product that only feeds a sum, or a gated product, ends in that; a sum that
+feeds a norm also yields its sums of squares.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from tapeout.chip import Chip
 from tapeout.isa import Kind, Program
@@ -170,7 +171,9 @@ class Lowering:
         """The product of `function(x @ gate)` and `x @ up` that this function feeds, if it does."""
         user = self.only_user(op.out)
         source = self._producer(op.x)
-        if not (isinstance(user, ir.Binary) and user.kind == "mul" and isinstance(source, ir.Linear)):
+        if not (
+            isinstance(user, ir.Binary) and user.kind == "mul" and isinstance(source, ir.Linear)
+        ):
             return None
         other = self._producer(user.b if user.a is op.out else user.a)
         good = (
@@ -276,7 +279,8 @@ class Lowering:
     def _gated(self, op: ir.Binary, gate: ir.Unary) -> None:
         up = self._producer(op.b if op.a is gate.out else op.a)
         source = self._producer(gate.x)
-        assert isinstance(up, ir.Linear) and isinstance(source, ir.Linear)
+        assert isinstance(up, ir.Linear)
+        assert isinstance(source, ir.Linear)
         x = self.held[source.x].tensor
         dst = self.k.tensor(Kind.SPM_BF16, op.out.rows, op.out.width)
         linear.swiglu(
@@ -300,10 +304,11 @@ class Lowering:
 
     def attention(self, op: ir.Attention) -> None:
         k, graph = self.k, self.graph
-        sources = [self._producer(v) for v in (op.q, op.k, op.v)]
-        if not all(isinstance(s, ir.Linear) and s.x is sources[0].x for s in sources):  # type: ignore
+        producers = [self._producer(v) for v in (op.q, op.k, op.v)]
+        sources = [s for s in producers if isinstance(s, ir.Linear)]
+        if len(sources) < len(producers) or any(s.x is not sources[0].x for s in sources):
             raise ValueError("attention needs q, k and v to be products of one matrix")
-        x = self.held[sources[0].x].tensor  # type: ignore[union-attr]
+        x = self.held[sources[0].x].tensor
         shape = attn.Shape(
             batch=graph.batch, tokens=graph.tokens, heads=op.heads, kv_heads=op.kv_heads,
             head_dim=op.head_dim, context=graph.context, scale=op.scale,
@@ -317,7 +322,7 @@ class Lowering:
             for n in (op.keys, op.values)
         )
         q = k.tensor(Kind.SPM_BF16, op.heads * x.rows, op.head_dim)
-        matrix = self.matrix(*(s.weight for s in sources))  # type: ignore[union-attr]
+        matrix = self.matrix(*(s.weight for s in sources))
         first = self._chunk(shape, keys, values, 0)
         with k.scope("qkv"):
             acc = k.tensor(Kind.ACC, x.rows, matrix.n)
@@ -342,7 +347,7 @@ class Lowering:
         k.free(q)
         self.keep(op.out, dst)
         for source in sources:
-            self.release(source, source.x)  # type: ignore[arg-type, union-attr]
+            self.release(source, source.x)
         self.release(op)
 
     def _chunk(
@@ -394,7 +399,8 @@ class Lowering:
     def _logits(self, op: ir.Linear, x: Tensor, matrix: Matrix) -> None:
         """Logits to HBM in fp32; of each group of columns the maximum and where it stands.
 
-        logits: fp32 [rows, vocab]; best: [groups][2][lanes-padded rows]: maximum (fp32), index (int32).
+        logits: fp32 [rows, vocab]; best: [groups][2][lanes-padded rows]: maximum (fp32), index
+        (int32).
         """
         k, lanes = self.k, self.chip.lanes
         rows, count = op.out.rows, self.rows_of(op.out)
@@ -431,14 +437,14 @@ class Lowering:
                   tile_bytes=4 * self.chip.lanes)  # fmt: skip
 
 
-HANDLERS: dict[type, Callable[[Lowering, object], None]] = {
-    ir.Embed: Lowering.embed,  # type: ignore[dict-item]
-    ir.RmsNorm: Lowering.rms_norm,  # type: ignore[dict-item]
-    ir.Linear: Lowering.linear,  # type: ignore[dict-item]
-    ir.Binary: Lowering.binary,  # type: ignore[dict-item]
-    ir.Unary: Lowering.unary,  # type: ignore[dict-item]
-    ir.Attention: Lowering.attention,  # type: ignore[dict-item]
-    ir.Select: Lowering.select,  # type: ignore[dict-item]
+HANDLERS: dict[type[ir.Op], Callable[[Lowering, Any], None]] = {
+    ir.Embed: Lowering.embed,
+    ir.RmsNorm: Lowering.rms_norm,
+    ir.Linear: Lowering.linear,
+    ir.Binary: Lowering.binary,
+    ir.Unary: Lowering.unary,
+    ir.Attention: Lowering.attention,
+    ir.Select: Lowering.select,
 }
 
 

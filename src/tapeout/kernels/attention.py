@@ -1,10 +1,10 @@
 """Attention over a KV cache: one kernel for prefill chunks and for decode.
 
-Cache in HBM, bf16: K and V of a sequence are [kv_heads, context, head_dim]. Keys are taken in tiles of `lanes`.
-A launch works on S new tokens a sequence that stand at `position`; they must not cross a tile of the
-cache: position % lanes + S <= lanes. The tile they lie in (older rows from HBM, new rows from the
-vector unit) is attended first and sets the running statistics, then a hardware loop whose trip count
-is position // lanes goes over the older tiles, as flash attention does:
+Cache in HBM, bf16: K and V of a sequence are [kv_heads, context, head_dim]. Keys are taken in tiles
+of `lanes`. A launch works on S new tokens a sequence that stand at `position`; they must not cross
+a tile of the cache: position % lanes + S <= lanes. The tile they lie in (older rows from HBM, new
+rows from the vector unit) is attended first and sets the running statistics, then a hardware loop
+whose trip count is position // lanes goes over the older tiles, as flash attention does:
 
     s = q K^T;  m' = max(m, rowmax(s));  p = exp2(s - m');  a = exp2(m - m')
     l = l a + rowsum(p);  o = o a + p V;  at the end  o / l
@@ -114,8 +114,8 @@ def split_heads(
 
     With `rope` = (cos, signed sin), [M, head_dim] in vmem, rotates:
     y = x * cos + x[lane ^ head_dim/2] * sin. With `factor`, y is multiplied by it.
-    Returns the second halves of the rotations, to be called: kept apart so that several first halves
-    can be in the vector unit's pipeline before the first second half waits for them.
+    Returns the second halves of the rotations, to be called: kept apart so that several first
+    halves can be in the vector unit's pipeline before the first second half waits for them.
     """
     rest: list[Callable[[], None]] = []
     for _, start, number in layout.groups(first, count):
@@ -163,7 +163,9 @@ def _picked(x: Tensor, at: int, step: int, number: int, layout: HeadLayout) -> T
     )  # fmt: skip
 
 
-def _heads(dst: Tensor, start: int, tile: int, number: int, stride: int, layout: HeadLayout) -> Tensor:
+def _heads(
+    dst: Tensor, start: int, tile: int, number: int, stride: int, layout: HeadLayout
+) -> Tensor:
     """Tile `tile` of heads `stride` rows apart, as tiles of one tensor."""
     return replace(
         dst, base=dst.base + start + tile * dst.tile_stride, tile_stride=stride,
@@ -231,9 +233,7 @@ class Attention:
         self.row_bytes = shape.head_dim * 2
         # the current tile: [kv head][sequence][lanes rows], a column tile after the other
         rows = self.count * shape.kv_heads * lanes
-        self.current = tuple(
-            k.tensor(Kind.SPM_BF16, rows, shape.head_dim) for _ in range(2)
-        )
+        self.current = tuple(k.tensor(Kind.SPM_BF16, rows, shape.head_dim) for _ in range(2))
         self._load_current()
 
     def _head_bytes(self) -> int:
@@ -441,9 +441,7 @@ class Attention:
         half = self.count * shape.kv_heads * lanes
         ring, step = k.ring(2 * half, shape.head_dim, 2, avoid=(q, *p))
         scores = self._score_buffers(part_rows, (o,))
-        sums = [
-            k.tensor(Kind.ACC, part_rows, shape.head_dim, avoid=(o, *scores)) for _ in scores
-        ]
+        sums = [k.tensor(Kind.ACC, part_rows, shape.head_dim, avoid=(o, *scores)) for _ in scores]
         queues = (ops.MXU, ops.VPU, k.load_queue)
         with k.loop(self.older, queues, ring=2, rings=(ring,)) as loop:
             here = ring.at(loop.var(0, step, wrap=2 * step))
@@ -512,7 +510,10 @@ class Attention:
 def attention_reference(
     q: np.ndarray, keys: np.ndarray, values: np.ndarray, scale: float, start: int
 ) -> np.ndarray:
-    """float64 causal attention: q [heads, S, d] at positions start.., keys, values [kv_heads, T, d]."""
+    """float64 causal attention.
+
+    q [heads, S, d] stands at positions start..; keys and values are [kv_heads, T, d].
+    """
     heads, tokens, _ = q.shape
     group = heads // keys.shape[0]
     out = np.empty(q.shape, np.float64)
@@ -523,4 +524,3 @@ def attention_reference(
         p = np.exp(s - s.max(-1, keepdims=True))
         out[h] = p / p.sum(-1, keepdims=True) @ values[h // group].astype(np.float64)
     return out
-

@@ -1,7 +1,7 @@
 """The tile language: kernels are Python functions that trace instructions.
 
-`Builder` holds the program; `ops` are the operations; tokens, banks, registers and loops are assigned
-by the builder. `Tensor` is an on-chip tensor, `HbmTensor` one in HBM.
+`Builder` holds the program; `ops` are the operations; tokens, banks, registers and loops are
+assigned by the builder. `Tensor` is an on-chip tensor, `HbmTensor` one in HBM.
 """
 
 from .builder import ARGS_BASE, Builder

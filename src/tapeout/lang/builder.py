@@ -1,15 +1,16 @@
 """Traces kernels into per-queue instruction streams and assigns tokens.
 
 A kernel calls the builder's operations in program order. Every operation names the resources it
-touches (spm and acc stripes, vmem tensors, HBM buffers); when consecutive accesses to a resource come
-from different queues, the earlier instruction posts a token and the later one waits for it, unless
-tokens already there imply it. Within a queue, a read after an undrained write sets the drain flag.
+touches (spm and acc stripes, vmem blocks, HBM buffers); when consecutive accesses to a resource
+come from different queues, the earlier instruction posts a token and the later one waits for it,
+unless tokens already there imply it. Within a queue, a read after an undrained write sets the drain
+flag.
 Since all edges point forward in program order, the result cannot deadlock, and reordering never
 happens: overlap comes from queues running ahead of each other.
 
-Loops (`Builder.loop`) are traced once. Edges inside a body post and wait once an iteration, on a token
-channel of their own; accesses before and after the loop meet it at an entry and an exit instruction;
-edges to the next iteration carry tokens posted before the loop and taken after it.
+Loops (`Builder.loop`) are traced once. Edges inside a body post and wait once an iteration, on a
+token channel of their own; accesses before and after the loop meet it at an entry and an exit
+instruction; edges to the next iteration carry tokens posted before the loop and taken after it.
 """
 
 import sys
@@ -183,7 +184,7 @@ class Builder:
         tiles = -(-width // lanes)
         depth = 2 if kind == Kind.SPM_FP32 else 1
         total = tiles * rows * depth
-        name = {Kind.SPM_BF16: "spm", Kind.SPM_FP32: "spm", Kind.VMEM: "vmem", Kind.ACC: "acc"}[kind]
+        name = {Kind.VMEM: "vmem", Kind.ACC: "acc"}.get(kind, "spm")
         if kind == Kind.VMEM:
             base, _ = self.places.vmem.allocate(-(-total // VMEM_BLOCK) * VMEM_BLOCK)
             blocks = range(base // VMEM_BLOCK, (base + total - 1) // VMEM_BLOCK + 1)
@@ -342,7 +343,9 @@ class Builder:
         self.streams[queue].append(Node(cls, fields, self._source(), loop))
         return len(self.streams[queue]) - 1
 
-    def emit(self, queue: int, cls: type[Instruction], accesses: list[Access], **fields: Any) -> int:
+    def emit(
+        self, queue: int, cls: type[Instruction], accesses: list[Access], **fields: Any
+    ) -> int:
         """Appends an instruction with its accesses; its index."""
         index = self.append(queue, cls, **fields)
         self.settle(queue, index, accesses)

@@ -4,7 +4,7 @@ from tapeout.chip import Chip
 
 
 class ChipTooSmall(ValueError):
-    """A tensor that no free place on the chip holds: names the memory, the need and what is free."""
+    """A tensor that no free place on the chip holds: names memory, need and what is free."""
 
 
 class StripeAllocator:
@@ -16,7 +16,7 @@ class StripeAllocator:
     def __init__(self, memory: str, stripes: range, rows_per_stripe: int) -> None:
         self.memory, self.stripes, self.rows_per_stripe = memory, stripes, rows_per_stripe
         self.used: dict[int, list[tuple[int, int]]] = {s: [] for s in stripes}
-        self.age = {s: 0 for s in stripes}  # when a stripe was last given back: oldest first
+        self.age = dict.fromkeys(stripes, 0)  # when a stripe was last given back: oldest first
         self.clock = 0
 
     def _gap(self, stripe: int, rows: int, align: int) -> int | None:
@@ -59,7 +59,7 @@ class StripeAllocator:
     def allocate_column(
         self, rows: int, slots: int, avoid: frozenset = frozenset()
     ) -> tuple[int, int]:
-        """(first row, distance in rows) of `slots` places of `rows` rows at one offset of stripes."""
+        """`slots` places of `rows` rows at one offset of stripes: (first row, distance in rows)."""
         spans = [
             range(first, first + slots * step, step)
             for step in range(1, len(self.stripes))

@@ -106,8 +106,8 @@ def _check_stripes(k: Builder, sources: list[Input], dst: Tensor | None) -> None
         if isinstance(t, Tensor) and t.memory in ("spm", "acc"):
             if seen & t.resources:
                 raise ValueError(
-                    f"two operands share the stripe {sorted(seen & t.resources)[0]}: allocate one of "
-                    f"them with avoid=(the other,)"
+                    f"two operands share the stripe {sorted(seen & t.resources)[0]}: allocate one "
+                    f"of them with avoid=(the other,)"
                 )
             seen |= t.resources
     if dst is not None and dst.memory == "spm" and seen & dst.resources:
@@ -208,7 +208,12 @@ def _columns(
 
     def pair(src: int, rows: int, moving_at: Addr, mode: Accumulate) -> None:
         k.append(
-            MXU, mxu.Load, src=Addr(src, rw), stride=weights.row_stride, k=Count(rows), n=Count(width)
+            MXU,
+            mxu.Load,
+            src=Addr(src, rw),
+            stride=weights.row_stride,
+            k=Count(rows),
+            n=Count(width),
         )
         k.append(
             MXU, mxu.Matmul, src=moving_at, stride=moving.row_stride, rows=count,
@@ -253,8 +258,8 @@ def load(
 ) -> None:
     """Loads tensor `dst` [rows, width] from HBM rows `row_bytes` apart.
 
-    Whole tiles go in one transfer and a last narrower tile in another; `tile_bytes` is the distance in
-    HBM between column tiles (default: side by side in a row).
+    Whole tiles go in one transfer and a last narrower tile in another; `tile_bytes` is the distance
+    in HBM between column tiles (default: side by side in a row).
     """
     _transfer(k, dma.Load, dst, src, queue if queue is not None else k.load_queue, format,
               row_bytes, tile_bytes, rows, lane, width, index)  # fmt: skip
@@ -299,10 +304,10 @@ def _transfer(
     for first, tiles, span in ((0, whole, lanes), (whole, 1, rest)):
         if tiles == 0 or span == 0:
             continue
+        offset = hbm.offset + first * tile_bytes
         k.emit(
             queue, cls, accesses,
-            hbm=HbmAddr(hbm.base, hbm.offset + first * tile_bytes, k.registers[queue].number(hbm.reg)),
-            format=fmt,
+            hbm=HbmAddr(hbm.base, offset, k.registers[queue].number(hbm.reg)), format=fmt,
             memory=dma.Memory.VMEM if t.kind == Kind.VMEM else dma.Memory.SPM,
             row=k.addr(queue, t.base + first * t.tile_stride, t.reg),
             lane=lane, lanes=span, rows=k.count(queue, rows), row_bytes=row_bytes,

@@ -102,10 +102,16 @@ class Registers:
                     raise TypeError("a wrapping loop variable starts at an integer")
                 low = var.init
                 if low:
-                    step.append((seq.AluOp, {"op": Alu.SUB, "dst": register, "a": register, "imm": low}))
-                step.append((seq.AluOp, {"op": Alu.WRAP, "dst": register, "a": register, "imm": var.wrap}))
+                    step.append(
+                        (seq.AluOp, {"op": Alu.SUB, "dst": register, "a": register, "imm": low})
+                    )
+                step.append(
+                    (seq.AluOp, {"op": Alu.WRAP, "dst": register, "a": register, "imm": var.wrap})
+                )
                 if low:
-                    step.append((seq.AluOp, {"op": Alu.ADD, "dst": register, "a": register, "imm": low}))
+                    step.append(
+                        (seq.AluOp, {"op": Alu.ADD, "dst": register, "a": register, "imm": low})
+                    )
         return init, step
 
     def end_loop(self, loop: "Loop") -> None:

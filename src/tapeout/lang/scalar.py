@@ -1,8 +1,8 @@
 """Scalars that a program reads at launch, and expressions over them.
 
-A `Scalar` is a value every queue can compute for itself: an argument of the launch, or arithmetic on
-scalars and integers. A queue that uses one loads the arguments and evaluates the expression once, at
-its start. A `LoopVar` is a register that advances once an iteration of a loop.
+A `Scalar` is a value every queue can compute for itself: an argument of the launch, or arithmetic
+on scalars and integers. A queue that uses one loads the arguments and evaluates the expression
+once, at its start. A `LoopVar` is a register that advances once an iteration of a loop.
 """
 
 from dataclasses import dataclass

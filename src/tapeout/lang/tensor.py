@@ -1,7 +1,7 @@
 """Tensors on chip and in HBM, as the tile language sees them.
 
-An on-chip tensor [rows, width] is cut into column tiles of `lanes`; tile t, row m is a memory row at
-`base + t * tile_stride + m * row_stride` (`reg` added).
+An on-chip tensor [rows, width] is cut into column tiles of `lanes`; tile t, row m is a memory row
+at `base + t * tile_stride + m * row_stride` (`reg` added).
 """
 
 from dataclasses import dataclass, replace

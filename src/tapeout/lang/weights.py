@@ -69,8 +69,9 @@ class WeightRing:
         self.next = (self.next + 1) % len(self.stripes)
         width = min(matrix.n - first * lanes, count * lanes)
         tensor = Tensor(
-            kind=Kind.SPM_BF16, base=stripe * k.chip.spm.rows_per_stripe, rows=matrix.k, width=width,
-            tile_stride=matrix.k, row_stride=1, lanes=lanes, resources=frozenset({("spm", stripe)}),
+            kind=Kind.SPM_BF16, base=stripe * k.chip.spm.rows_per_stripe, rows=matrix.k,
+            width=width, tile_stride=matrix.k, row_stride=1, lanes=lanes,
+            resources=frozenset({("spm", stripe)}),
         )  # fmt: skip
         tile = matrix.tile_bytes(lanes)
         full, rest = divmod(width, lanes)

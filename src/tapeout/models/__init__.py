@@ -17,12 +17,14 @@ from tapeout.models.errors import ModelError
 from tapeout.models.source import KNOWN_MODELS, ModelSource, SourceKind, resolve
 
 if TYPE_CHECKING:
+    from tapeout.models.compiling import compile_decoder
     from tapeout.models.decoder import Decoder, Logits, export
     from tapeout.models.loading import LoadedModel, PackedWeight, load
     from tapeout.models.tokenizer import Generation, TextStream, Tokenizer
     from tapeout.models.vocabulary import load_tokenizer
 
 _LATER = {
+    "compile_decoder": "compiling",
     "Decoder": "decoder",
     "Logits": "decoder",
     "export": "decoder",
@@ -47,6 +49,7 @@ __all__ = [
     "SourceKind",
     "TextStream",
     "Tokenizer",
+    "compile_decoder",
     "export",
     "load",
     "load_tokenizer",

@@ -27,6 +27,7 @@ from tapeout.chip import Chip, to_toml
 from tapeout.compiler.artifact import Artifact, ArtifactError
 from tapeout.isa.fields import EncodingError
 from tapeout.models import ModelError, ModelSource
+from tapeout.models.tokenizer import Tokenizer
 
 LIMIT_BYTES = 16 << 30
 DEFAULT_CONTEXT = 1024  # positions, where the model has as many
@@ -133,14 +134,8 @@ def _read(place: Path) -> Artifact | None:
     if not (place / "artifact.json").is_file():
         return None
     try:
-        artifact = Artifact.read(place)
-        wanted = max(
-            segment.bytes
-            for entry in artifact.programs.values()
-            for segment in entry.program.segments
-            if segment.name == "weights"
-        )
-        if artifact.tokenizer is None or artifact.image.nbytes < wanted:
+        artifact = Artifact.read(place, Tokenizer.read)
+        if artifact.tokenizer is None or artifact.image.nbytes != artifact.meta["image_bytes"]:
             return None
     except (ArtifactError, EncodingError, ModelError, OSError, ValueError, KeyError, TypeError):
         return None
@@ -152,7 +147,7 @@ def _read(place: Path) -> Artifact | None:
 def _compile(source: ModelSource, chip: Chip, options: Options, progress: Progress) -> Artifact:
     progress(f"loading {source.name}")
     try:
-        from tapeout.compiler.decoder import compile_decoder
+        from tapeout.models.compiling import compile_decoder
         from tapeout.models.loading import load
 
         loaded = load(source)
@@ -184,6 +179,7 @@ def _context(options: Options, config: Any, chip: Chip) -> int:
 
 def _keep(artifact: Artifact, place: Path) -> None:
     """Saves the entry and makes room; a full or read-only disk only costs the next run time."""
+    artifact.meta["image_bytes"] = artifact.image.nbytes
     try:
         artifact.save(place)
         _make_room(place.parent, place)

@@ -206,15 +206,10 @@ def one_line(session: Session, generation: Generation) -> str:
     figures = phase_figures(decode if decode.launches else prefill, artifact.chip)
     parts = [f"{prefill.tokens} tokens in, {len(generation.token_ids[0])} out"]
     if figures["cycles"]:
-        parts += [
-            f"chip {_time(figures['chip_s'] / figures['tokens'])} per token, "
-            f"{_figure(figures['chip_tokens_per_s'])} tokens/s",
-            f"HBM {_percent(figures['hbm_utilization'])}",
-        ]
-    parts += [
-        f"host {_figure(figures['host_tokens_per_s'])} tokens/s",
-        f"{session.position} of {artifact.context} positions",
-    ]
+        rate, share = figures["chip_tokens_per_s"], figures["hbm_utilization"]
+        parts.append(f"chip {_figure(rate)} tokens/s, HBM {_percent(share)}")
+    parts.append(f"host {_figure(figures['host_tokens_per_s'])} tokens/s")
+    parts.append(f"KV {session.position}/{artifact.context}")
     return " · ".join(parts)
 
 

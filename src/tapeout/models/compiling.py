@@ -4,12 +4,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-
 from tapeout.chip import Chip
 
-from .artifact import Artifact, Entry
-from .constants import Constants
-from .lower import Lowered, lower
+from tapeout.compiler.artifact import Artifact, Entry
+from tapeout.compiler.constants import Constants
+from tapeout.compiler.lower import Lowered, lower
 
 WEIGHTS = ("bf16", "packed")
 
@@ -42,9 +41,8 @@ def compile_decoder(
     Raises:
         UnsupportedModel, ChipTooSmall, ValueError: each with the rule and the way out.
     """
+    from tapeout.compiler.graph import raise_graph
     from tapeout.models.decoder import Logits, export
-
-    from .graph import raise_graph
 
     if weights not in WEIGHTS:
         raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, not {weights!r}")
@@ -58,7 +56,9 @@ def compile_decoder(
         ("prefill", 1, chunk, prefill_logits),
     ):
         progress(f"exporting {kind}")
-        exported = export(module, batch=sequences, tokens=tokens, max_context=context, logits=logits)
+        exported = export(
+            module, batch=sequences, tokens=tokens, max_context=context, logits=logits
+        )
         graph = raise_graph(exported, context)
         if constants is None:
             parameters = {n: t.detach().numpy() for n, t in exported.state_dict.items()}

@@ -1,0 +1,225 @@
+"""Compiled decoders on both targets, against torch and against each other."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import make_llama, rounded_to_bf16, torch_logits
+
+from tapeout.chip import Chip, load
+from tapeout.compiler.artifact import Artifact, ArtifactError
+from tapeout.models.compiling import compile_decoder
+from tapeout.isa.interp import Interp
+from tapeout.runtime.session import Session, SessionError
+from tapeout.sim import Sim
+
+pytestmark = pytest.mark.torch
+TINY = load("tiny")
+HBM_BYTES = 8 << 20
+PROMPT = [int(t) for t in np.random.default_rng(5).integers(0, 50, 13)]  # 8 lanes a tile: two tiles
+NEXT = [3, 41, 0, 17]  # positions 13..16: the last lies in the third tile
+
+
+def compiled(model: Any, chip: Chip = TINY, **options: Any) -> Artifact:
+    return compile_decoder(model, chip, **{"batch": 1, "context": 32, **options})
+
+
+class Trace:
+    """All that a session leaves: logits of every launch, tokens, and the KV cache."""
+
+    def __init__(self, artifact: Artifact, target: Interp | Sim, prompt: list[int], then: Any):
+        session = Session(artifact, target)
+        session.prefill(prompt)
+        self.prefill = session.logits("prefill")
+        self.logits: list[np.ndarray] = []
+        self.tokens: list[np.ndarray] = []
+        for tokens in then:
+            step = session.decode(list(tokens))
+            self.logits.append(session.logits("decode"))
+            self.tokens.append(step.tokens)
+        self.kv = target.read(session.memory["kv"], artifact.kv_bytes)
+
+    def assert_equals(self, other: "Trace") -> None:
+        """Bit by bit."""
+        for a, b in zip([self.prefill, *self.logits], [other.prefill, *other.logits], strict=True):
+            np.testing.assert_array_equal(a.view(np.uint32), b.view(np.uint32))
+        np.testing.assert_array_equal(self.tokens, other.tokens)
+        np.testing.assert_array_equal(self.kv, other.kv)
+        assert self.kv.any()
+
+
+def assert_close(got: np.ndarray, expected: np.ndarray) -> None:
+    """Weights are exact in bf16; activations that feed the array are rounded to bf16, 2^-9 each
+    relative, about ten times on the way through two layers with random signs: 1 % of the spread of
+    the logits covers three times that; an operation left out or misplaced changes them wholly."""
+    error = np.abs(got - expected).max()
+    spread = expected.std()
+    assert spread > 0.3
+    assert error < 0.04 * spread, f"{error} of {spread}"
+
+
+@pytest.fixture(scope="module")
+def artifact(llama) -> Artifact:
+    return compiled(llama)
+
+
+@pytest.fixture(scope="module")
+def traces(artifact) -> tuple[Trace, Trace]:
+    """The prompt and four tokens on interp and on sim."""
+    then = [[t] for t in NEXT]
+    targets = Interp(TINY, hbm_bytes=HBM_BYTES), Sim(TINY, hbm_bytes=HBM_BYTES)
+    return tuple(Trace(artifact, target, PROMPT, then) for target in targets)
+
+
+def test_logits_are_those_of_torch(llama, traces):
+    expected = torch_logits(llama, PROMPT + NEXT)
+    trace = traces[1]
+    assert_close(trace.prefill[0], expected[len(PROMPT) - 1])
+    for at, logits in enumerate(trace.logits):
+        assert_close(logits[0], expected[len(PROMPT) + at])
+        assert trace.tokens[at] == logits[0].argmax()
+
+
+def test_interp_and_sim_leave_the_same_bits(traces):
+    interp, sim = traces
+    interp.assert_equals(sim)
+
+
+def test_logits_of_every_token(llama):
+    artifact = compiled(llama, all_logits=True)
+    session = Session(artifact, Sim(TINY, hbm_bytes=HBM_BYTES))
+    session.prefill(PROMPT[:6])
+    got = session.logits("prefill")
+    for row, expected in enumerate(torch_logits(llama, PROMPT[:6])):
+        assert_close(got[row], expected)
+
+
+def test_sequences_of_a_batch_go_their_own_ways(llama):
+    """Three sequences of one prompt, then of different tokens: each as torch has it alone."""
+    artifact = compiled(llama, batch=3)
+    then = np.random.default_rng(6).integers(0, 50, (3, 3)).tolist()
+    prompt = PROMPT[:7]
+    traces = [
+        Trace(artifact, target, prompt, then)
+        for target in (Interp(TINY, hbm_bytes=HBM_BYTES), Sim(TINY, hbm_bytes=HBM_BYTES))
+    ]
+    traces[0].assert_equals(traces[1])
+    for sequence in range(3):
+        own = [tokens[sequence] for tokens in then]
+        expected = torch_logits(llama, prompt + own)
+        for at, logits in enumerate(traces[1].logits):
+            assert_close(logits[sequence], expected[len(prompt) + at])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"head_dim": 16, "num_attention_heads": 2, "num_key_value_heads": 1},  # two tiles a head
+        {"head_dim": 4, "num_attention_heads": 3, "num_key_value_heads": 3},  # two heads a tile
+        {"tie_word_embeddings": False, "hidden_act": "gelu"},
+    ],
+    ids=lambda c: "-".join(map(str, c.values())),
+)
+def test_other_shapes(changes):
+    model = rounded_to_bf16(make_llama(**changes))
+    trace = Trace(compiled(model), Sim(TINY, hbm_bytes=HBM_BYTES), PROMPT, [[NEXT[0]]])
+    expected = torch_logits(model, [*PROMPT, NEXT[0]])
+    assert_close(trace.prefill[0], expected[-2])
+    assert_close(trace.logits[0][0], expected[-1])
+
+
+def test_bytes_that_a_launch_needs(artifact, llama):
+    matrices = sum(
+        p.numel() for n, p in llama.named_parameters() if p.ndim > 1 and "embed" not in n
+    )
+    entry = artifact.programs["decode"]
+    tied = 50 * 32  # the head is the table of embeddings, which Llama names once
+    assert entry.weight_bytes == 2 * (matrices + tied)
+    assert entry.kv_bytes_per_position == 2 * 2 * 2 * 2 * 8  # layers, k and v, bf16, heads x dim
+    assert artifact.kv_bytes == 32 * entry.kv_bytes_per_position
+
+
+# --- limits ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"head_dim": 12}, {}, "a head_dim that is a power of two, not 12"),
+        ({}, {"context": 20}, "context 20 must be a multiple of lanes = 8"),
+        ({}, {"weights": "fp8"}, "weights must be one of bf16, packed, not 'fp8'"),
+        ({"intermediate_size": 264}, {}, r"has 264 rows, a stripe of spm 256: raise spm"),
+    ],
+)
+def test_limits_are_named(changes, options, message):
+    with pytest.raises(ValueError, match=message):
+        compiled(make_llama(num_hidden_layers=1, **changes), **options)
+
+
+def test_a_full_cache_is_named(artifact):
+    session = Session(artifact, Sim(TINY, hbm_bytes=HBM_BYTES))
+    with pytest.raises(SessionError, match=r"0 \+ 33 tokens do not fit a KV cache of 32 positions"):
+        session.prefill([1] * 33)
+
+
+# --- artifacts ------------------------------------------------------------------------------------
+
+
+def test_a_saved_artifact_runs_the_same(artifact, traces, tmp_path: Path):
+    artifact.save(tmp_path / "model")
+    again = Artifact.read(tmp_path / "model")
+    assert again.chip == artifact.chip
+    assert again.programs == artifact.programs
+    assert again.meta == artifact.meta
+    np.testing.assert_array_equal(again.image, artifact.image)
+    sim = Trace(again, Sim(TINY, hbm_bytes=HBM_BYTES), PROMPT, [[t] for t in NEXT])
+    sim.assert_equals(traces[1])
+
+
+def test_saving_replaces_the_whole_directory(artifact, tmp_path: Path):
+    place = tmp_path / "model"
+    place.mkdir()
+    (place / "stale").write_text("x")
+    artifact.save(place)
+    assert not (place / "stale").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_foreign_directory_is_refused(artifact, tmp_path: Path):
+    with pytest.raises(ArtifactError, match="is not a compiled model"):
+        Artifact.read(tmp_path)
+    (tmp_path / "artifact.json").write_text("not json")
+    with pytest.raises(ArtifactError, match="is not a compiled model"):
+        Artifact.read(tmp_path)
+
+
+def test_another_version_is_refused(artifact, tmp_path: Path):
+    artifact.save(tmp_path / "model")
+    place = tmp_path / "model" / "artifact.json"
+    meta = json.loads(place.read_text())
+    place.write_text(json.dumps(meta | {"version": 99}))
+    with pytest.raises(ArtifactError, match=r"format version 99, .* compile the model again"):
+        Artifact.read(tmp_path / "model")
+
+
+# --- a layer of the real shape --------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_decoder_layer_of_smollm2_gives_the_same_bits():
+    model = make_llama(
+        hidden_size=576, intermediate_size=1536, num_hidden_layers=1, num_attention_heads=9,
+        num_key_value_heads=3, head_dim=64, vocab_size=200, max_position_embeddings=512,
+    )  # fmt: skip
+    model = rounded_to_bf16(model)
+    chip = load("solo")
+    artifact = compiled(model, chip, context=256, chunk=128)
+    prompt = np.random.default_rng(8).integers(0, 200, 130).tolist()  # into the second tile
+    then = [[5], [77]]
+    targets = Interp(chip, hbm_bytes=64 << 20), Sim(chip, hbm_bytes=64 << 20)
+    interp, sim = (Trace(artifact, target, prompt, then) for target in targets)
+    interp.assert_equals(sim)
+    expected = torch_logits(model, prompt + [5, 77])
+    assert_close(sim.logits[-1][0], expected[-1])

@@ -1,0 +1,128 @@
+"""torch.export graphs of decoders to the compiler's operations, and what is refused by name."""
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import make_llama, torch
+
+from tapeout.compiler import ir
+from tapeout.compiler.graph import UnsupportedModel, raise_graph
+from tapeout.models.decoder import Logits, export
+
+pytestmark = pytest.mark.torch
+CONTEXT = 32
+
+
+def raised(model: Any, *, batch: int = 1, tokens: int = 1, logits: Logits = Logits.ALL) -> ir.Graph:
+    exported = export(model, batch=batch, tokens=tokens, max_context=CONTEXT, logits=logits)
+    return raise_graph(exported, CONTEXT)
+
+
+LAYER = [
+    "RmsNorm", "Linear", "Linear", "Linear", "Attention", "Linear", "Binary",
+    "RmsNorm", "Linear", "Unary", "Linear", "Binary", "Linear", "Binary",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("batch", "tokens", "logits", "end"),
+    [
+        (1, 1, Logits.ALL, ["RmsNorm", "Linear"]),
+        (3, 1, Logits.ALL, ["RmsNorm", "Linear"]),
+        (1, 8, Logits.SELECT, ["RmsNorm", "Select", "Linear"]),
+    ],
+)
+def test_operations_of_a_llama(llama, batch, tokens, logits, end):
+    graph = raised(llama, batch=batch, tokens=tokens, logits=logits)
+    assert [type(op).__name__ for op in graph.ops] == ["Embed", *LAYER, *LAYER, *end]
+    assert graph.logits is graph.ops[-1].out
+    assert (graph.logits.rows, graph.logits.width) == (batch, 50)
+    assert graph.ops[0].out.rows == batch * tokens
+
+
+def test_fields_of_the_operations(llama):
+    graph = raised(llama, batch=3)
+    attention = next(op for op in graph.ops if isinstance(op, ir.Attention))
+    shape = (attention.heads, attention.kv_heads, attention.head_dim)
+    assert shape == (4, 2, 8)
+    assert attention.scale == pytest.approx(8**-0.5)
+    assert attention.layer == "layers.0.self_attn"
+    assert graph.caches == dict.fromkeys(
+        ["key_cache_0", "value_cache_0", "key_cache_1", "value_cache_1"], (3, 2, CONTEXT, 8)
+    )
+    assert {op.function for op in graph.ops if isinstance(op, ir.Unary)} == {"SILU"}
+    norm = next(op for op in graph.ops if isinstance(op, ir.RmsNorm))
+    assert norm.eps == pytest.approx(llama.config.rms_norm_eps)
+
+
+def test_rotary_tables_hold_every_position(llama):
+    graph = raised(llama, tokens=8, logits=Logits.SELECT)
+    tables = {op.rope for op in graph.ops if isinstance(op, ir.Attention)}
+    assert len(tables) == 1  # all layers share one pair
+    ((cos, sin),) = tables
+    angle = np.arange(CONTEXT)[:, None] * 10000.0 ** (-np.arange(4) / 4)
+    # torch multiplies angles in fp32: below 32, so 32 * 2^-24, twice for the rounded frequency
+    bound = 32 * 2**-22
+    np.testing.assert_allclose(graph.tables[cos], np.tile(np.cos(angle), 2), atol=bound)
+    signed = np.concatenate([-np.sin(angle), np.sin(angle)], axis=1)
+    np.testing.assert_allclose(graph.tables[sin], signed, atol=bound)
+
+
+class _Odd(torch.nn.Module):
+    """A norm with operators the compiler has not: a cosine and a cumulative sum."""
+
+    def forward(self, x: Any) -> Any:
+        y = torch.cos(x)
+        return torch.cumsum(y, -1)
+
+
+def test_unsupported_operators_are_listed_with_their_places():
+    model = make_llama()
+    model.model.layers[0].input_layernorm = _Odd()
+    model.model.layers[1].post_attention_layernorm = _Odd()
+    with pytest.raises(UnsupportedModel) as caught:
+        raised(model)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "the compiler cannot lower 2 operator(s) of this model:"
+    assert len(lines) == 3
+    for line, layer in zip(
+        lines[1:], ("layers.0.input_layernorm", "layers.1.post_attention_layernorm"), strict=True
+    ):
+        # what follows from an operator that is missing is not blamed
+        assert re.search(r"aten\.cos\.default is not an operator the compiler has at", line)
+        assert layer in line
+        assert "y = torch.cos(x)" in line
+
+
+def test_a_bias_is_refused_by_name():
+    with pytest.raises(UnsupportedModel, match="no bias at layers.0.self_attn.q_proj"):
+        raised(make_llama(attention_bias=True))
+
+
+def test_a_mask_that_is_not_causal_is_refused(llama):
+    exported = export(llama, batch=1, tokens=1, max_context=CONTEXT, logits=Logits.ALL)
+    masks = [n for n in exported.graph.nodes if n.target is torch.ops.aten.le.Tensor]
+    assert len(masks) == 1
+    masks[0].target = torch.ops.aten.lt.Tensor  # a token would not see itself
+    with pytest.raises(UnsupportedModel, match="needs a causal mask at the launch's position") as e:
+        raise_graph(exported, CONTEXT)
+    assert "layers.0.self_attn" in str(e.value)
+    assert "layers.1.self_attn" in str(e.value)
+    masks[0].target = torch.ops.aten.le.Tensor
+    raise_graph(exported, CONTEXT)
+
+
+def test_an_append_elsewhere_is_refused(llama):
+    exported = export(llama, batch=1, tokens=1, max_context=CONTEXT, logits=Logits.ALL)
+    adds = [
+        n
+        for n in exported.graph.nodes
+        if n.target is torch.ops.aten.add.Tensor and n.meta["val"].dtype == torch.int64
+    ]
+    assert len(adds) == 1  # position + arange
+    adds[0].target = torch.ops.aten.sub.Tensor
+    exported.graph_module.recompile()
+    with pytest.raises(UnsupportedModel, match="does not append|causal"):
+        raise_graph(exported, CONTEXT)
