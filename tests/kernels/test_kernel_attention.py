@@ -79,25 +79,30 @@ class Launch:
             )
         layout = attn.HeadLayout(k, case.d)
         hq, hk = case.heads, case.kv_heads
+        rest = []
         for first, which, turn in ((hq, 0, rope), (hq + hk, 1, None)):
-            attn.split_heads(
+            rest += attn.split_heads(
                 k, x, layer.new_rows(which), layout, first, hk, rows=rows,
                 head_stride=layer.head_stride, rope=turn,
             )  # fmt: skip
-        attn.split_heads(k, x, q, layout, 0, hq, rows=rows, head_stride=shape.rows, rope=rope)
+        rest += attn.split_heads(
+            k, x, q, layout, 0, hq, rows=rows, head_stride=shape.rows, rope=rope,
+            factor=shape.factor,
+        )  # fmt: skip
+        for finish in rest:
+            finish()
         out = k.tensor(Kind.SPM_BF16, shape.rows, hq * case.d, avoid=(q,))
-        layer.store_new()
         layer.run(q, out, rows=rows)
         trial.store("out", out, rows=case.tokens if case.chunk > 1 else case.batch)
 
     def parts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """bf16 bits of q, k, v [M, heads, d], rotated where the case says so."""
+        """bf16 bits of q, k, v [M, heads, d], rotated where the case says so, q times factor."""
         case = self.case
         x = self.x.reshape(len(self.x), -1, case.d)
         q, k, v = np.split(x, [case.heads, case.heads + case.kv_heads], axis=1)
         if case.rope:
             q, k = (rotate(t, self.cos, self.sin) for t in (q, k))
-        return bf16(q), bf16(k), bf16(v)
+        return bf16(q * np.float32(case.shape.factor)), bf16(k), bf16(v)
 
     def reference(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(out [M, heads * d], its bound, caches as bits) after the launch."""
@@ -114,7 +119,8 @@ class Launch:
             keys, values = (wide(c[b, :, : at.stop]) for c in caches)
             arguments = wide(q[new]).swapaxes(0, 1), keys
             for v_, into in ((values, out), (np.abs(values), bound)):
-                y = attn.attention_reference(*arguments, v_, case.d**-0.5, case.position)
+                # exp2 of a score is exp of ln 2 times it
+                y = attn.attention_reference(*arguments, v_, np.log(2), case.position)
                 into.append(y.swapaxes(0, 1).reshape(n, -1))
         # p and the result are rounded to bf16, each by 2^-8 of values that never exceed
         # softmax(..) |v|; a quarter of that is room for fp32.

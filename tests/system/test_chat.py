@@ -11,7 +11,7 @@ def test_turns_from_a_pipe(tapeout, model, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n\nAnd you?\n/exit\nnever said\n"))
     said = tapeout("chat", model, "--chip", "tiny", "--tokens", 5)
     assert (said.code, said.err) == (0, "")
-    figures = [line for line in said.out.splitlines() if "tokens in" in line]
+    figures = [line for line in said.out.splitlines() if " in, " in line]
     assert len(figures) == 2  # an empty line is no turn, /exit ends
     assert "never" not in said.out
 

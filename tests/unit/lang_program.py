@@ -259,7 +259,7 @@ class Author:
         for step in todo:
             step.trace()
         out = self.k.segment("out", 4 * N * N * len(self.tensors), writable=True)
-        for at, (name, t) in enumerate(self.tensors.items()):
+        for at, t in enumerate(self.tensors.values()):
             copy = self.k.tensor(Kind.VMEM, N, N)
             ops.vector(self.k, t, dst=copy)
             place = out.slice(4 * at * N * N, 0)

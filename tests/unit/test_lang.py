@@ -241,9 +241,11 @@ def test_operands_of_one_stripe_are_refused() -> None:
 def test_a_loop_lists_its_queues_and_does_not_nest() -> None:
     k = Builder(CHIP)
     a = k.tensor(Kind.VMEM, 1, N)
-    with pytest.raises(ValueError, match=r"queue vpu is used in a loop that does not list it"):  # noqa: SIM117
-        with k.loop(2, (ops.MXU,)):
-            ops.vector(k, 1.0, dst=a)
+    with (
+        k.loop(2, (ops.MXU,)),
+        pytest.raises(ValueError, match="queue vpu is used in a loop that does not list it"),
+    ):
+        ops.vector(k, 1.0, dst=a)
     k = Builder(CHIP)
     with pytest.raises(ValueError, match="does not nest"), k.loop(2, (0,)), k.loop(2, (0,)):
         pass

@@ -128,13 +128,13 @@ class Raiser:
 
     def _call(self, node: Node) -> Any:
         inputs = [self.env[n] for n in node.all_input_nodes]
-        if any(isinstance(v, Part) and v.kind == "error" for v in inputs):
-            return Part("error", ())
         if all(isinstance(v, Positional) for v in inputs):
             return Positional()
         handler = HANDLERS.get(node.target)
         if handler is None:
             raise _Unsupported("is not an operator the compiler has")
+        if any(isinstance(v, Part) and v.kind == "error" for v in inputs):
+            return Part("error", ())  # its place was named already
         args = [self._lookup(a) for a in node.args]
         kwargs = {k: self._lookup(v) for k, v in node.kwargs.items()}
         return handler(self, node, *args, **kwargs)

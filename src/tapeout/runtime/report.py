@@ -119,7 +119,8 @@ def tables(
     if not functional:
         notes += "; timing only: cycles were counted, no values computed, so there is no text"
     out: list[RenderableType] = [
-        Text(head, style="bold"), Text(notes, style="dim"), _phases(generation, artifact.chip)
+        Text(head, style="bold"), Text(notes + "\n", style="dim"),
+        _phases(generation, artifact.chip), Text(),
     ]  # fmt: skip
     if generation.prefill.cycles:
         out += [_queues(generation), Text(_QUEUES_NOTE, style="dim")]
@@ -204,7 +205,7 @@ def one_line(session: Session, generation: Generation) -> str:
     artifact = session.artifact
     prefill, decode = generation.prefill, generation.decode
     figures = phase_figures(decode if decode.launches else prefill, artifact.chip)
-    parts = [f"{prefill.tokens} tokens in, {len(generation.token_ids[0])} out"]
+    parts = [f"{prefill.tokens} in, {len(generation.token_ids[0])} out"]
     if figures["cycles"]:
         rate, share = figures["chip_tokens_per_s"], figures["hbm_utilization"]
         parts.append(f"chip {_figure(rate)} tokens/s, HBM {_percent(share)}")
