@@ -69,11 +69,13 @@ class Constants:
     def _pack(self, names: tuple[str, ...], fmt: HbmFormat) -> bytes:
         lanes, parts = self.lanes, []
         if fmt == HbmFormat.BF16:
-            bits = np.concatenate(
-                [formats.f32_to_bf16(np.asarray(self.parameters[n], np.float32)) for n in names]
-            )
-            for at in range(0, bits.shape[0], lanes):
-                parts.append(np.ascontiguousarray(bits[at : at + lanes].T).tobytes())
+            values = [np.asarray(self.parameters[n], np.float32) for n in names]
+            matrix = values[0] if len(values) == 1 else np.concatenate(values)
+            for at in range(
+                0, matrix.shape[0], lanes
+            ):  # by tiles: no second copy of a large matrix
+                bits = formats.f32_to_bf16(matrix[at : at + lanes])
+                parts.append(np.ascontiguousarray(bits.T).tobytes())
             return b"".join(parts)
         blocks = np.concatenate([self.packed[n].blocks for n in names])
         repack = {
@@ -97,7 +99,11 @@ class Constants:
         shape = self.parameters[key].shape
 
         def make() -> bytes:
-            return formats.f32_to_bf16(np.asarray(self.parameters[key], np.float32)).tobytes()
+            values, step = self.parameters[key], 4096
+            return b"".join(
+                formats.f32_to_bf16(np.asarray(values[at : at + step], np.float32)).tobytes()
+                for at in range(0, shape[0], step)
+            )
 
         entry = self._place(("rows", key), 2 * shape[0] * shape[1], make)
         return base.slice(entry.offset, entry.bytes), 2 * shape[1]
