@@ -34,8 +34,8 @@ def compiled(
         return Artifact.read(place), time.perf_counter() - start
     except ArtifactError:
         pass
-    from tapeout.models.compiling import compile_decoder
     from tapeout.models import load
+    from tapeout.models.compiling import compile_decoder
 
     loaded = load(MODEL)
     artifact = compile_decoder(

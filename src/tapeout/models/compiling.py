@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 from tapeout.chip import Chip
-
 from tapeout.compiler.artifact import Artifact, Entry
 from tapeout.compiler.constants import Constants
 from tapeout.compiler.lower import Lowered, lower
