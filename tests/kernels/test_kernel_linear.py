@@ -123,27 +123,6 @@ def test_swiglu(m: int, k: int, n: int):
     assert_within(halves(products.trial.run()["out"], m, n), expected, bound + 1e-6)
 
 
-@pytest.mark.parametrize(("chip", "m", "n"), [("tiny", 1, 8), ("tiny", 11, 29), ("solo", 3, 500)])
-def test_argmax_takes_the_first_of_equals(chip: str, m: int, n: int):
-    x = np.round(normal(12, m, n) * 2)  # many equal maxima
-    trial = Trial(CHIPS[chip])
-    k, xt = trial.k, trial.load("x", x.astype(np.float32))
-    best = k.packed(m)
-    linear.argmax(k, xt, best, rows=m)
-    ops.store(k, best, trial.take("best", 4 * m), format=HbmFormat.FP32, rows=1, width=m)
-    np.testing.assert_array_equal(trial.run()["best"].view(np.int32), x.argmax(axis=1))
-
-
-def test_scale():
-    x = normal(13, 5, 19)
-    trial = Trial(CHIPS["tiny"])
-    xt = trial.load("x", x)
-    out = trial.k.tensor(Kind.SPM_FP32, 5, 19, avoid=(xt,))
-    linear.scale(trial.k, xt, 0.375, out, rows=5)
-    trial.store("out", out)
-    np.testing.assert_array_equal(floats(trial.run()["out"], 5, 19), x * np.float32(0.375))
-
-
 @pytest.mark.parametrize(
     ("chip", "rows", "n"), [("tiny", 1, 8), ("tiny", 13, 27), ("solo", 4, 150)]
 )

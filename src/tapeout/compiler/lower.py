@@ -13,9 +13,9 @@ from typing import Any
 from tapeout.chip import Chip
 from tapeout.isa import Kind, Program
 from tapeout.isa.dma import HbmFormat
-from tapeout.isa.vpu import Combine, Function, Reduce
+from tapeout.isa.vpu import Combine, Function
 from tapeout.kernels import attention as attn
-from tapeout.kernels import linear, norm
+from tapeout.kernels import linear, norm, sampling
 from tapeout.lang import Builder, HbmTensor, Matrix, Scalar, Tensor, WeightRing, ops
 
 from . import ir
@@ -265,10 +265,9 @@ class Lowering:
         sumsq = k.packed(op.out.rows) if normed else None
 
         def epilogue(acc: Tensor, first: int) -> None:
-            ops.vector(
-                k, acc, residual.tile(first, acc.tiles), dst=dst.tile(first, acc.tiles), rows=rows,
-                combine=Combine.ADD, reduce=Reduce.SUMSQ if normed else Reduce.NONE,
-                reduce_dst=sumsq, reduce_accumulate=normed and first > 0,
+            norm.add(
+                k, acc, residual.tile(first, acc.tiles), dst.tile(first, acc.tiles), rows=rows,
+                sumsq=sumsq, accumulate=normed and first > 0,
             )  # fmt: skip
 
         linear.linear(k, self.ring, x, self.matrix(source.weight), epilogue, rows=rows)
@@ -417,8 +416,7 @@ class Lowering:
                 for t in (value, index):
                     ops.vector(k, 0.0, dst=t, rows=1, tiles=t.tiles, width=rows)
                 ops.fence(k, ops.VPU)
-            ops.vector(k, acc, rows=count, reduce=Reduce.MAX, reduce_dst=value)
-            ops.vector(k, acc, rows=count, reduce=Reduce.ARGMAX, reduce_dst=index)
+            sampling.best(k, acc, value, index, rows=count)
             at = first // group * 8 * padded
             for offset, t in ((0, value), (4 * padded, index)):
                 self._store_packed(t, best.slice(at + offset, 4 * padded), rows)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from tapeout.isa import Kind
-from tapeout.isa.vpu import Combine, Combine2, Function, Reduce
+from tapeout.isa.vpu import Combine2, Function
 from tapeout.lang import Builder, Matrix, Scalar, Tensor, WeightRing, ops
 
 Epilogue = Callable[[Tensor, int], None]
@@ -94,15 +94,3 @@ def swiglu(
                 function=function, combine2=Combine2.MUL,
             )  # fmt: skip
             k.free(g, u)
-
-
-def argmax(k: Builder, logits: Tensor, dst: Tensor, *, rows: Scalar | int) -> None:
-    """dst (packed vmem) = index of the largest of each row of logits, as int32."""
-    with k.scope("argmax"):
-        ops.vector(k, logits, rows=rows, reduce=Reduce.ARGMAX, reduce_dst=dst)
-
-
-def scale(k: Builder, a: Tensor, factor: float, dst: Tensor, *, rows: Scalar | int) -> None:
-    """dst = a * factor."""
-    with k.scope("scale"):
-        ops.vector(k, a, factor, dst=dst, combine=Combine.MUL, rows=rows)

@@ -57,12 +57,17 @@ def add(
     *,
     rows: Scalar | int,
     sumsq: Tensor | None = None,
+    accumulate: bool = False,
 ) -> None:
-    """dst = a + b; with `sumsq`, also the packed sums of squares of its rows."""
+    """dst = a + b; with `sumsq`, also the packed sums of squares of its rows.
+
+    `accumulate` adds to sums that other columns of the same rows have left there.
+    """
     with k.scope("add"):
         ops.vector(
             k, a, b, dst=dst, combine=Combine.ADD, rows=rows,
             reduce=Reduce.SUMSQ if sumsq is not None else Reduce.NONE, reduce_dst=sumsq,
+            reduce_accumulate=accumulate,
         )  # fmt: skip
 
 
