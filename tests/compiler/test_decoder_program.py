@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,36 @@ def test_other_shapes(changes):
     model = rounded_to_bf16(make_llama(num_hidden_layers=1, **changes))
     trace = Trace(compiled(model), Sim(TINY, hbm_bytes=HBM_BYTES), PROMPT, [[NEXT[0]]])
     assert_logits(trace.by_position(len(PROMPT)), model, [*PROMPT, NEXT[0]])
+
+
+def quantised(model: Any) -> dict[str, SimpleNamespace]:
+    """Rounds the model's matrices to Q8_0 in place; the blocks as GGUF stores them, by name."""
+    blocks = {}
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2 or parameter.shape[1] % 32:
+            continue
+        scale = np.float16(2**-7)  # a power of two: int8 times scale is exact in bf16
+        values = parameter.detach().numpy().reshape(parameter.shape[0], -1, 32)
+        q = np.clip(np.round(values / scale), -127, 127).astype(np.int8)
+        values[...] = q * np.float32(scale)
+        scales = np.broadcast_to(scale, (*q.shape[:2], 1)).copy()
+        raw = np.concatenate([scales.view(np.uint8), q.view(np.uint8)], axis=2)
+        blocks[name] = SimpleNamespace(kind="Q8_0", blocks=raw)
+    return blocks | {"lm_head.weight": blocks["model.embed_tokens.weight"]}
+
+
+def test_packed_weights_give_the_bits_of_unpacked_ones():
+    """Blocks whose values bf16 holds; down_proj (K = 40, not a multiple of 32) stays bf16."""
+    model = make_llama(num_hidden_layers=1)
+    blocks = quantised(rounded_to_bf16(model))
+    artifacts = compiled(model), compiled(model, packed=blocks, weights="packed")
+    plain, packed = (
+        Trace(a, Sim(TINY, hbm_bytes=HBM_BYTES), PROMPT, [[NEXT[0]]]) for a in artifacts
+    )
+    plain.assert_equals(packed)
+    down = 40 * 32
+    matrices = artifacts[0].programs["decode"].weight_bytes // 2 - down
+    assert artifacts[1].programs["decode"].weight_bytes == 2 * down + matrices * 34 // 32
 
 
 def test_bytes_that_a_launch_needs(artifact, llama):

@@ -24,7 +24,7 @@ from tapeout.isa import (
 )
 from tapeout.isa.fields import WORD_BITS, Bits, HbmAddr, width_of
 from tapeout.isa.instruction import BY_MNEMONIC, REGISTRY, Instruction, decode
-from tapeout.isa.program import channel_bit, channel_peer, words_to_stream
+from tapeout.isa.program import Words, channel_bit, channel_peer
 
 
 @pytest.mark.parametrize("cls", REGISTRY.values(), ids=lambda c: c.mnemonic)
@@ -140,14 +140,14 @@ def test_program_files_round_trip(stream: list[Instruction]) -> None:
         [Source("matmul", "layers.0", "kernels.py", 7)],
     )
     assert Program.from_bytes(program.to_bytes()) == program
-    assert words_to_stream(program.encode("vpu")) == stream
+    assert Words(program.encode("vpu")) == stream
 
 
 def test_broken_program_files_are_refused() -> None:
     with pytest.raises(EncodingError, match="not a program file"):
         Program.from_bytes(b"no zip")
     with pytest.raises(EncodingError, match="65 bytes are not a whole number of 64-byte words"):
-        words_to_stream(bytes(65))
+        Words(bytes(65))
 
 
 @given(st.integers(2, 7), st.integers(1, 4), st.data())

@@ -71,9 +71,7 @@ class Constants:
         if fmt == HbmFormat.BF16:
             values = [np.asarray(self.parameters[n], np.float32) for n in names]
             matrix = values[0] if len(values) == 1 else np.concatenate(values)
-            for at in range(
-                0, matrix.shape[0], lanes
-            ):  # by tiles: no second copy of a large matrix
+            for at in range(0, matrix.shape[0], lanes):  # no second copy of a large matrix
                 bits = formats.f32_to_bf16(matrix[at : at + lanes])
                 parts.append(np.ascontiguousarray(bits.T).tobytes())
             return b"".join(parts)

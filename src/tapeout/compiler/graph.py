@@ -8,7 +8,7 @@ error.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -196,32 +196,37 @@ class Raiser:
             raise _Unsupported(f"cannot be tabulated over positions ({error})") from None
         return table.reshape(self.context, -1).float().numpy()
 
-    def _samples(self) -> torch.Tensor:
+    def _samples(self) -> Iterator[torch.Tensor]:
+        """Positions to judge on: every sequence comes to stand at each of them."""
         room = self.context - self.tokens
-        return torch.tensor([0, min(1, room), room // 3, room])[: max(1, self.batch)].repeat(
-            -(-self.batch // 4)
-        )[: self.batch]
+        places = [0, min(1, room), room // 3, room]
+        for turn in range(len(places)):
+            yield torch.tensor([places[(b + turn) % len(places)] for b in range(self.batch)])
 
     def is_causal(self, node: Node) -> bool:
         """The mask is true exactly where key index <= position + s."""
         if node not in self.checked:
-            position = self._samples()
-            mask = self.evaluate(node, position).expand(self.batch, 1, self.tokens, self.context)
-            key = torch.arange(self.context)
-            wanted = key <= (position[:, None] + torch.arange(self.tokens))[:, None, :, None]
-            self.checked[node] = bool(torch.equal(mask, wanted))
+            self.checked[node] = all(self._causal_at(node, p) for p in self._samples())
         return self.checked[node]
+
+    def _causal_at(self, node: Node, position: torch.Tensor) -> bool:
+        mask = self.evaluate(node, position).expand(self.batch, 1, self.tokens, self.context)
+        key = torch.arange(self.context)
+        wanted = key <= (position[:, None] + torch.arange(self.tokens))[:, None, :, None]
+        return bool(torch.equal(mask, wanted))
 
     def appends(self, rows: Node, slots: Node) -> bool:
         """The indices are [b, position[b] + s]."""
         if (rows, slots) not in self.checked:
-            position = self._samples()
-            b = self.evaluate(rows, position).expand(self.batch, self.tokens)
-            s = self.evaluate(slots, position).expand(self.batch, self.tokens)
-            good = torch.equal(s, position[:, None] + torch.arange(self.tokens))
-            good = good and torch.equal(b, torch.arange(self.batch)[:, None].expand_as(b))
-            self.checked[rows, slots] = bool(good)
+            good = all(self._appends_at(rows, slots, p) for p in self._samples())
+            self.checked[rows, slots] = good
         return self.checked[rows, slots]
+
+    def _appends_at(self, rows: Node, slots: Node, position: torch.Tensor) -> bool:
+        b = self.evaluate(rows, position).expand(self.batch, self.tokens)
+        s = self.evaluate(slots, position).expand(self.batch, self.tokens)
+        good = torch.equal(s, position[:, None] + torch.arange(self.tokens))
+        return bool(good and torch.equal(b, torch.arange(self.batch)[:, None].expand_as(b)))
 
 
 def _layer(node: Node) -> str:

@@ -306,7 +306,9 @@ class Lowering:
         producers = [self._producer(v) for v in (op.q, op.k, op.v)]
         sources = [s for s in producers if isinstance(s, ir.Linear)]
         if len(sources) < len(producers) or any(s.x is not sources[0].x for s in sources):
-            raise ValueError("attention needs q, k and v to be products of one matrix")
+            raise attn.UnsupportedShape(
+                "attention needs q, k and v to be products of one matrix without bias"
+            )
         x = self.held[sources[0].x].tensor
         shape = attn.Shape(
             batch=graph.batch, tokens=graph.tokens, heads=op.heads, kv_heads=op.kv_heads,

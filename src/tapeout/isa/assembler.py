@@ -273,7 +273,8 @@ class _Reader:
     """A program as it is read line by line."""
 
     def __init__(self, chip: Chip) -> None:
-        self.chip, self.program = chip, Program(chip.name, {})
+        self.streams: dict[str, list[Instruction]] = {}
+        self.chip, self.program = chip, Program(chip.name, self.streams)
         self.queue: str | None = None
         self.source: int | None = None
 
@@ -306,7 +307,7 @@ class _Reader:
     def instruction(self, line: str) -> None:
         if self.queue is None:
             raise AssemblyError("an instruction must follow a .queue")
-        self.program.streams[self.queue].append(parse_line(line, self.queue, self.chip))
+        self.streams[self.queue].append(parse_line(line, self.queue, self.chip))
         if self.source is not None:
             self.program.sources.setdefault(self.queue, []).append(self.source)
         table = self.program.sources.get(self.queue, [])
@@ -340,7 +341,7 @@ class _Reader:
                 f"{self.chip.name} has no queue {name!r}{_nearest(name, self.chip.queue_names)}"
             )
         self.queue, self.source = name, None
-        self.program.streams.setdefault(name, [])
+        self.streams.setdefault(name, [])
 
     def on_at(self, number: str) -> None:
         index = _number(".at", "a source's number", r"\d+", number, lambda m: int(m[0]))

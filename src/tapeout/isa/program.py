@@ -4,8 +4,10 @@ instruction came from. Saved as one zip file of JSON and raw bytes (no pickle)."
 import io
 import json
 import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import overload
 
 from .fields import WORD_BYTES, EncodingError
 from .instruction import Instruction, decode
@@ -38,6 +40,37 @@ class Source:
         return f"{self.layer + '/' if self.layer else ''}{self.kernel}{where}"
 
 
+class Words(Sequence[Instruction]):
+    """A stream as its 64-byte words; an instruction is decoded when it is looked at."""
+
+    def __init__(self, raw: bytes) -> None:
+        if len(raw) % WORD_BYTES:
+            raise EncodingError(
+                f"{len(raw)} bytes are not a whole number of {WORD_BYTES}-byte words"
+            )
+        self.raw = raw
+
+    def __len__(self) -> int:
+        return len(self.raw) // WORD_BYTES
+
+    @overload
+    def __getitem__(self, index: int) -> Instruction: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Instruction]: ...
+
+    def __getitem__(self, index: int | slice) -> Instruction | list[Instruction]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        at = range(len(self))[index] * WORD_BYTES
+        return decode(self.raw[at : at + WORD_BYTES])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]  # compares by value, as a list does
+
+
 @dataclass
 class Program:
     """Streams by queue name; `sources[queue][pc]` indexes `source_table`.
@@ -47,7 +80,7 @@ class Program:
     """
 
     chip: str
-    streams: dict[str, list[Instruction]]
+    streams: Mapping[str, Sequence[Instruction]]
     segments: list[Segment] = field(default_factory=list)
     sources: dict[str, list[int]] = field(default_factory=dict)
     source_table: list[Source] = field(default_factory=list)
@@ -58,7 +91,8 @@ class Program:
 
     def encode(self, queue: str) -> bytes:
         """The stream's words, 64 bytes each."""
-        return b"".join(i.encode() for i in self.streams[queue])
+        stream = self.streams[queue]
+        return stream.raw if isinstance(stream, Words) else b"".join(i.encode() for i in stream)
 
     @property
     def instructions(self) -> int:
@@ -101,18 +135,11 @@ class Program:
             )
         return cls(
             chip=meta["chip"],
-            streams={q: words_to_stream(words) for q, words in raw.items()},
+            streams={q: Words(words) for q, words in raw.items()},
             segments=[Segment(**s) for s in meta["segments"]],
             sources=meta["sources"],
             source_table=[Source(**s) for s in meta["source_table"]],
         )
-
-
-def words_to_stream(words: bytes) -> list[Instruction]:
-    """Instructions of consecutive 64-byte words."""
-    if len(words) % WORD_BYTES:
-        raise EncodingError(f"{len(words)} bytes are not a whole number of {WORD_BYTES}-byte words")
-    return [decode(words[at : at + WORD_BYTES]) for at in range(0, len(words), WORD_BYTES)]
 
 
 def channel_peer(queue: int, bit: int, channels_per_pair: int) -> tuple[int, int]:

@@ -56,20 +56,24 @@ class Shape:
         return self.batch * self.tokens
 
 
+class UnsupportedShape(ValueError):
+    """A shape that a kernel does not run: says the rule, the value and the way out."""
+
+
 def check_shape(shape: Shape, lanes: int) -> None:
-    """Raises ValueError where the kernel cannot run a shape."""
+    """Raises UnsupportedShape where the kernel cannot run a shape."""
     d = shape.head_dim
     if d & (d - 1):
-        raise ValueError(f"attention takes a head_dim that is a power of two, not {d}")
+        raise UnsupportedShape(f"attention takes a head_dim that is a power of two, not {d}")
     if shape.batch > 1 and shape.tokens > 1:
-        raise ValueError(
+        raise UnsupportedShape(
             f"attention takes one sequence of many tokens or many sequences of one token, not "
             f"batch {shape.batch} x tokens {shape.tokens}: prefill sequences one by one"
         )
     if shape.tokens > lanes:
-        raise ValueError(f"a chunk of {shape.tokens} tokens exceeds lanes = {lanes}")
+        raise UnsupportedShape(f"a chunk of {shape.tokens} tokens exceeds lanes = {lanes}")
     if shape.context % lanes:
-        raise ValueError(f"context {shape.context} must be a multiple of lanes = {lanes}")
+        raise UnsupportedShape(f"context {shape.context} must be a multiple of lanes = {lanes}")
 
 
 class HeadLayout:

@@ -21,11 +21,11 @@ void Machine::exec_load(const isa::MxuLoadNow& i) {
   tile.k = i.k;
   tile.n = i.n;
   if (!functional_) return;
-  if (i.stride == 1 && spm_.all_views(i.src, count)) {
-    tile.weights.set(spm_.rows_from(i.src), int(i.k), int(i.n), i.transposed != 0);
+  const uint16_t* rows[math::kMaxTile];
+  if (i.stride == 1 && spm_.views(i.src, count, rows)) {
+    tile.weights.set(rows, int(i.k), int(i.n), i.transposed != 0);
     return;
   }
-  const uint16_t* rows[math::kMaxTile];
   for (int64_t r = 0; r < count; ++r) {
     const int64_t row = i.src + r * i.stride;
     rows[r] = spm_.row(row);

@@ -68,7 +68,7 @@ void Machine::fetch_run(Queue& q) {
     f.presented_end = line.start + f.run;
     if (line.generation == f.generation && line.line >= f.low) {
       f.ready[size_t(line.line % fetch_lines_)] = f.line_done + response_cycles_;
-      if (q.blocked == Blocked::fetch && line.line == q.pc / line_instructions_) {
+      if (q.blocked == Blocked::fetch && line.line == line_of(q.pc)) {
         q.blocked = Blocked::no;
         runnable_ |= 1u << q.id;
       }
@@ -88,15 +88,15 @@ void Machine::fetch_run(Queue& q) {
 // The pc has moved at `cycle`: releases lines, or starts the window anew where the pc left it.
 void Machine::move_window(Queue& q, uint64_t cycle) {
   Fetch& f = q.fetch;
-  const int64_t line = q.pc / line_instructions_;
+  const int64_t line = line_of(q.pc);
   q.lines_from = line * line_instructions_;
   q.lines_to = q.lines_from + line_instructions_;
   q.line_ready = kUnknown;
   if (line >= f.lines) return;  // past the stream: the next step reports it
   int64_t low = line;
   for (int d = 0; d < q.depth; ++d) {
-    const int64_t first = q.loops[d].first / line_instructions_;
-    if ((q.loops[d].end - 1) / line_instructions_ - first < fetch_lines_) {
+    const int64_t first = line_of(q.loops[d].first);
+    if (line_of(q.loops[d].end - 1) - first < fetch_lines_) {
       low = std::min(low, first);
       break;
     }

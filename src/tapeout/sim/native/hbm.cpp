@@ -97,7 +97,14 @@ Hbm::Hbm(const HbmParams& p) {
               std::to_string(group_interleave_) +
               " banks of a run (rfc_pb_ns, then rrefd_ns for each further bank) plus rp_ns");
   idle_ = ras_ + rp_;
+  idle_after_read_ = idle_ - cl_ - burst_;
   const uint32_t run_bursts = p.interleave_bytes / p.burst_bytes;
+  for (uint32_t bursts = 0; bursts <= run_bursts; ++bursts) {
+    const uint32_t banks = std::clamp(bursts, 1u, group_interleave_);
+    costs_.push_back({bursts * burst_, banks * activate_, (banks - 1) * rrd_s_,
+                      rcd_ - (banks - 1) * burst_, bursts, banks});
+  }
+  unit_ = costs_.back();
   write_bursts_ = std::max(kWriteBursts, 2 * run_bursts);
   drain_bursts_ = std::max(kDrainBursts, run_bursts + run_bursts / 2);
   peak_bytes_per_kilocycle_ = static_cast<uint64_t>(
@@ -111,11 +118,12 @@ void Hbm::reset() {
   stripe_ = ~uint64_t{0};
   banks_.assign(size_t{channel_count_} * sets_, Bank{});
   channels_.assign(channel_count_, Channel{});
+  gaps_.assign(channel_count_, Gaps{});
   buffers_.assign(channel_count_, WriteBuffer{});
   // Refreshes are spread over the sets of a channel. All channels refresh in step: queues take their
   // data in order, and one wait for all costs them less than one wait after the other.
   for (uint64_t i = 0; i < banks_.size(); ++i)
-    banks_[i].refresh_due = kEpoch + refi_ * ((i & set_mask_) + 1) / sets_;
+    banks_[i].refresh_due = kEpoch + refi_ * (i / channel_count_ + 1) / sets_;
 }
 
 void Hbm::reject(uint64_t arrival_cycle, uint64_t address, uint32_t bytes) const {
@@ -135,9 +143,10 @@ void Hbm::reject(uint64_t arrival_cycle, uint64_t address, uint32_t bytes) const
 
 Hbm::Tick Hbm::fill_gaps(Channel& channel, uint32_t bursts, Tick ready) {
   // Gaps lie in the ring about in order of time; what a run leaves before and after it stays free.
+  Span* const gaps = gaps_of(channel);
   Tick end = ready;
   for (uint32_t i = 0; i < kGaps && bursts != 0; ++i) {
-    Span& gap = channel.gaps[(channel.gap_next + i) % kGaps];
+    Span& gap = gaps[(channel.gap_next + i) % kGaps];
     const Tick start = std::max(ready, gap.start);
     if (start + burst_ > gap.end) continue;
     const uint32_t used = static_cast<uint32_t>(std::min<Tick>(bursts, (gap.end - start) / burst_));
@@ -147,7 +156,7 @@ Hbm::Tick Hbm::fill_gaps(Channel& channel, uint32_t bursts, Tick ready) {
     gap.start = end;
     if (before.end < before.start + burst_) continue;
     Span& shortest = *std::min_element(
-        std::begin(channel.gaps), std::end(channel.gaps),
+        gaps, gaps + kGaps,
         [](const Span& a, const Span& b) { return a.end - a.start < b.end - b.start; });
     if (shortest.end - shortest.start < before.end - before.start) shortest = before;
   }
@@ -164,7 +173,7 @@ void Hbm::turn(Channel& channel, bool write, uint32_t set) {
         cl_ + ((set ^ channel.last_set) & group_set_mask_ ? wtr_s_ : wtr_l_);
   channel.writing = write;
   channel.gap_limit = 0;
-  std::fill(std::begin(channel.gaps), std::end(channel.gaps), Span{});
+  std::fill_n(gaps_of(channel), kGaps, Span{});
   ++counters_.turnarounds;
 }
 
@@ -225,8 +234,7 @@ void Hbm::drain_idle(uint32_t pseudo_channel, Tick t) {
   for (; drained < buffer.pending_count; ++drained) {
     const Write& write = buffer.pending[drained];
     const Bank& bank = bank_of(write.at);
-    const Tick quiet = channel.bus_free + (channel.writing ? 0 : idle_ - cl_ - burst_);
-    const Tick start = std::max(quiet, write.accepted);
+    const Tick start = std::max(idle_from(channel), write.accepted);
     const Tick open = bank.row == write.at.row ? 0 : rcd_ + (bank.row == kClosed ? 0 : rp_);
     if (start + open >= t) break;
     buffer.drained = std::max(buffer.drained, start + open + cwl_);
@@ -275,7 +283,7 @@ void Hbm::drain_all(uint32_t pseudo_channel, Tick t) {
 void Hbm::drain_one(uint32_t pseudo_channel, const Write& write, Tick t) {
   // Places of the buffer come free in order of time, which is not the order of the batch.
   WriteBuffer& buffer = buffers_[pseudo_channel];
-  Tick end = place<true>(write.at, write.bursts, t);
+  Tick end = place<true>(channels_[pseudo_channel], write.at, costs_[write.bursts], t);
   buffer.drained += write.bursts * burst_;
   if (channels_[pseudo_channel].last_read + 4 * idle_ > t) end = std::min(end, buffer.drained);
   const auto slot = [&](uint32_t i) -> Release& {

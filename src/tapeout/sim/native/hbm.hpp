@@ -55,28 +55,31 @@ class Hbm {
   // `interleave_bytes` or one outside the memory.
   uint64_t access(uint64_t arrival_cycle, uint64_t address, uint32_t bytes, bool write) {
     // One compare finds an empty run and one that leaves its interleave unit.
-    const uint32_t offset = static_cast<uint32_t>(address) & run_mask_;
-    if (arrival_cycle < last_arrival_ || bytes - 1 > run_mask_ - offset) [[unlikely]]
+    if (arrival_cycle < last_arrival_ ||
+        bytes - 1 > run_mask_ - (static_cast<uint32_t>(address) & run_mask_)) [[unlikely]]
       reject(arrival_cycle, address, bytes);
-    const uint64_t run = address >> run_shift_;
-    if (run >> channel_shift_ != stripe_) [[unlikely]]
-      enter_stripe(arrival_cycle, address, bytes);
-    last_arrival_ = arrival_cycle;
-    const Location at = channels_power_of_two_
-                            ? Location{static_cast<uint32_t>((run ^ stripe_hash_) & channel_mask_),
-                                       stripe_set_, stripe_row_}
-                            : locate(address);
-    const uint32_t bursts = (((offset & burst_mask_) + bytes - 1) >> burst_shift_) + 1;
-    const Tick t = (arrival_cycle << kTickBits) + kEpoch;
-    if (write) return buffer_write(at, bursts, bytes, t);
-    Channel& channel = channels_[at.pseudo_channel];
-    if (channel.pending_bursts != 0) [[unlikely]]
-      drain_idle(at.pseudo_channel, t);
-    channel.last_read = t;
+    const Location at = locate_next(arrival_cycle, address, bytes);
+    const uint32_t offset = static_cast<uint32_t>(address) & burst_mask_;
+    const uint32_t bursts = ((offset + bytes - 1) >> burst_shift_) + 1;
+    if (write) return buffer_write(at, bursts, bytes, (arrival_cycle << kTickBits) + kEpoch);
     ++counters_.reads;
     counters_.read_bytes += bytes;
     counters_.bursts += bursts;
-    return to_cycle(place<false>(at, bursts, t));
+    return to_cycle(read_at(at, costs_[bursts], arrival_cycle));
+  }
+
+  // The same for the read of one whole interleave unit, without its share of the counters: the
+  // caller adds that for all of its units with `count_units`.
+  [[gnu::always_inline]] uint64_t read_unit(uint64_t arrival_cycle, uint64_t address) {
+    if (arrival_cycle < last_arrival_) [[unlikely]]
+      reject(arrival_cycle, address, run_mask_ + 1);
+    return to_cycle(read_at(locate_next(arrival_cycle, address, run_mask_ + 1), unit_,
+                            arrival_cycle));
+  }
+  void count_units(uint64_t units) {
+    counters_.reads += units;
+    counters_.read_bytes += units << run_shift_;
+    counters_.bursts += units * unit_.bursts;
   }
 
   Location locate(uint64_t address) const {
@@ -141,7 +144,7 @@ class Hbm {
     Write pending[kWriteEntries];
     Release releases[kWriteEntries];
   };
-  struct Channel {
+  struct alignas(64) Channel {
     Tick bus_free = kEpoch;  // end of the last data on the bus
     Tick gap_limit = 0;  // no gap ends later
     Tick activate_free = 0;
@@ -152,7 +155,17 @@ class Hbm {
     uint32_t last_activated = 0;  // its set
     uint32_t gap_next = 0;
     bool writing = false;
-    Span gaps[kGaps] = {};
+  };
+  struct Gaps {
+    Span at[kGaps] = {};
+  };
+  // What a run of some number of bursts takes.
+  struct Cost {
+    Tick length;    // on the bus
+    Tick activate;  // of the rate of activates
+    Tick spread;    // from the first bank's activate to the last bank's
+    Tick open;      // from the last activate to the first column command
+    uint32_t bursts, banks;
   };
 
   // The core cycle by which what ends at `t` has passed the controller.
@@ -168,7 +181,19 @@ class Hbm {
   }
 
   Bank& bank_of(const Location& at) {
-    return banks_[(uint64_t{at.pseudo_channel} << set_shift_) + at.set];
+    return banks_[uint64_t{at.set} * channel_count_ + at.pseudo_channel];
+  }
+
+  // Where the run that arrives lies; most lie in the stripe of the run before.
+  [[gnu::always_inline]] Location locate_next(uint64_t arrival_cycle, uint64_t address,
+                                              uint32_t bytes) {
+    const uint64_t run = address >> run_shift_;
+    if (run >> channel_shift_ != stripe_) [[unlikely]]
+      enter_stripe(arrival_cycle, address, bytes);
+    last_arrival_ = arrival_cycle;
+    if (!channels_power_of_two_) [[unlikely]]
+      return locate(address);
+    return {static_cast<uint32_t>((run ^ stripe_hash_) & channel_mask_), stripe_set_, stripe_row_};
   }
 
   // Remembers where a stripe (one run in each pseudo-channel) lies, for the runs that follow.
@@ -182,10 +207,23 @@ class Hbm {
     stripe_row_ = at.row;
   }
 
+  [[gnu::always_inline]] Tick read_at(const Location& at, const Cost& cost, uint64_t arrival_cycle) {
+    const Tick t = (arrival_cycle << kTickBits) + kEpoch;
+    Channel& channel = channels_[at.pseudo_channel];
+    if (channel.pending_bursts != 0 && t > idle_from(channel)) [[unlikely]]
+      drain_idle(at.pseudo_channel, t);
+    channel.last_read = t;
+    return place<false>(channel, at, cost, t);
+  }
+
+  // Before this an idle channel does not turn to its writes.
+  Tick idle_from(const Channel& channel) const {
+    return channel.bus_free + (channel.writing ? 0 : idle_after_read_);
+  }
+
   // Reserves banks, activates and bus for one run known from `t` on: the tick after its last data.
   template <bool kWrite>
-  Tick place(const Location& at, uint32_t bursts, Tick t) {
-    Channel& channel = channels_[at.pseudo_channel];
+  [[gnu::always_inline]] Tick place(Channel& channel, const Location& at, const Cost& cost, Tick t) {
     Bank& bank = bank_of(at);
     if (channel.writing != kWrite) [[unlikely]]
       turn(channel, kWrite, at.set);
@@ -196,31 +234,30 @@ class Hbm {
       ++counters_.row_hits;
       if (bank.column_ready > t) t = bank.column_ready;
     } else if (bank.previous_row == at.row && t < bank.previous_until) [[unlikely]] {
-      return hit_before<kWrite>(channel, bank, at.set, bursts, t);
+      return hit_before<kWrite>(channel, bank, at.set, cost, t);
     } else {
       // Activates are granted in order of arrival at the rate of rrd and faw; a run whose banks
       // are busy for longer keeps nobody waiting.
-      const uint32_t banks = bursts < group_interleave_ ? bursts : group_interleave_;
-      const Tick granted = channel.activate_free > t ? channel.activate_free : t;
-      const bool other_groups = (at.set ^ channel.last_activated) & group_set_mask_;
-      channel.activate_free = granted + banks * activate_;
+      Tick granted = channel.activate_free > t ? channel.activate_free : t;
+      channel.activate_free = granted + cost.activate;
+      granted += (at.set ^ channel.last_activated) & group_set_mask_ ? 0 : rrd_more_;
       channel.last_activated = at.set;
-      const bool open = bank.row != kClosed;
       if (bank.ready > t) t = bank.ready;
       bank.previous_until = t;
       bank.previous_row = bank.row;
-      t += open ? rp_ : 0;
-      const Tick turn = granted + (other_groups ? 0 : rrd_more_);
-      if (turn > t) t = turn;
-      t += (banks - 1) * rrd_s_;  // the last bank's activate
-      counters_.row_conflicts += open;
-      counters_.activates += banks;
+      if (bank.row != kClosed) [[likely]] {
+        ++counters_.row_conflicts;
+        t += rp_;
+      }
+      if (granted > t) t = granted;
+      t += cost.spread;  // the last bank's activate
+      counters_.activates += cost.banks;
       bank.row = at.row;
       bank.ready = t + ras_;
-      t += rcd_ - (banks - 1) * burst_;  // the others' bursts go ahead
+      t += cost.open;  // the others' bursts go ahead
       bank.column_ready = t;
     }
-    const Tick end = transfer<kWrite>(channel, at.set, bursts, t + (kWrite ? cwl_ : cl_));
+    const Tick end = transfer(channel, at.set, cost, t + (kWrite ? cwl_ : cl_));
     const Tick free = kWrite ? end + wr_ : end - read_to_precharge_;
     if (free > bank.ready) bank.ready = free;
     return end;
@@ -229,29 +266,30 @@ class Hbm {
   // First-ready: the row before is still open when this run comes, so its hit goes first and the
   // row that follows is used later.
   template <bool kWrite>
-  Tick hit_before(Channel& channel, Bank& bank, uint32_t set, uint32_t bursts, Tick t) {
+  [[gnu::noinline]] Tick hit_before(Channel& channel, Bank& bank, uint32_t set, const Cost& cost,
+                                    Tick t) {
     ++counters_.row_hits;
-    bank.column_ready += bursts * burst_;
-    bank.ready += bursts * burst_;
-    return transfer<kWrite>(channel, set, bursts, t + (kWrite ? cwl_ : cl_));
+    bank.column_ready += cost.length;
+    bank.ready += cost.length;
+    return transfer(channel, set, cost, t + (kWrite ? cwl_ : cl_));
   }
 
-  template <bool kWrite>
-  Tick transfer(Channel& channel, uint32_t set, uint32_t bursts, Tick ready) {
+  [[gnu::always_inline]] Tick transfer(Channel& channel, uint32_t set, const Cost& cost, Tick ready) {
     channel.last_set = set;
-    const Tick length = bursts * burst_;
     if (ready < channel.bus_free) {
       if (ready < channel.gap_limit) [[unlikely]]
-        return fill_gaps(channel, bursts, ready);
-      return channel.bus_free += length;
+        return fill_gaps(channel, cost.bursts, ready);
+      return channel.bus_free += cost.length;
     }
     if (ready >= channel.bus_free + burst_) {
-      channel.gaps[channel.gap_next % kGaps] = {channel.bus_free, ready};
+      gaps_of(channel)[channel.gap_next % kGaps] = {channel.bus_free, ready};
       ++channel.gap_next;
       channel.gap_limit = ready;
     }
-    return channel.bus_free = ready + length;
+    return channel.bus_free = ready + cost.length;
   }
+
+  Span* gaps_of(const Channel& channel) { return gaps_[static_cast<uint64_t>(&channel - channels_.data())].at; }
 
   Tick fill_gaps(Channel& channel, uint32_t bursts, Tick ready);
   void turn(Channel& channel, bool write, uint32_t set);
@@ -263,7 +301,10 @@ class Hbm {
   [[noreturn]] void reject(uint64_t arrival_cycle, uint64_t address, uint32_t bytes) const;
 
   std::vector<Channel> channels_;
-  std::vector<Bank> banks_;  // pseudo-channel major, then set
+  std::vector<Gaps> gaps_;   // by channel
+  std::vector<Cost> costs_;  // by bursts
+  Cost unit_{};              // of a whole interleave unit
+  std::vector<Bank> banks_;  // set major, then pseudo-channel: a stripe's lie together
   std::vector<WriteBuffer> buffers_;
   uint64_t capacity_bytes_ = 0, last_arrival_ = 0, channel_mask_ = 0, set_mask_ = 0;
   uint64_t stripe_ = ~uint64_t{0}, stripe_hash_ = 0;
@@ -274,7 +315,7 @@ class Hbm {
   bool channels_power_of_two_ = true;
   Tick rcd_ = 0, rp_ = 0, ras_ = 0, cl_ = 0, cwl_ = 0, wr_ = 0, rrd_s_ = 0, rrd_more_ = 0;
   Tick wtr_s_ = 0, wtr_l_ = 0, read_to_write_ = 0, refi_ = 0, refresh_ = 0, refresh_next_ = 0, burst_ = 0;
-  Tick activate_ = 0, read_to_precharge_ = 0, idle_ = 0, to_cycle_ = 0;
+  Tick activate_ = 0, read_to_precharge_ = 0, idle_ = 0, idle_after_read_ = 0, to_cycle_ = 0;
   uint64_t peak_bytes_per_kilocycle_ = 0;
   Counters counters_{};
 };

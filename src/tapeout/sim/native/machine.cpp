@@ -125,6 +125,7 @@ Machine::Machine(const isa::ChipParams& chip, const HbmParams& hbm,
         c.tokens.resize(capacity);
         c.clocks.resize(capacity * size_t(q));
         c.waiters.resize(capacity);
+        c.mask = std::has_single_bit(capacity) ? capacity - 1 : 0;
         const int at = int(channels_.size());
         const int in_bit = (producer < consumer ? producer : producer - 1) * pairs + n;
         const int out_bit = (consumer < producer ? consumer : consumer - 1) * pairs + n;

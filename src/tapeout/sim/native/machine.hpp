@@ -89,6 +89,9 @@ class Machine {
 
   // --- fetch (fetch.cpp)
   void start_fetch(Queue& q);
+  int64_t line_of(int64_t pc) const {  // a stream has fewer than 2^32 instructions
+    return uint32_t(pc) / uint32_t(line_instructions_);
+  }
   void move_window(Queue& q, uint64_t cycle);
   void request_lines(Queue& q, uint64_t cycle);
   uint64_t fetch_arrival(const Queue& q) const;
@@ -96,6 +99,7 @@ class Machine {
 
   // --- memory requests (requests.cpp)
   void data_runs(Queue& q, uint64_t bound);
+  void full_loads(Queue& q, uint64_t bound);
   bool next_run(Queue& q);
   bool next_segment(Generator& g);
   void start_transfer(Queue& q, uint64_t t, uint32_t posts, uint32_t event);

@@ -2,6 +2,7 @@
 // a load from read-only HBM is a view, vmem and acc as plain fp32.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <unordered_map>
@@ -38,32 +39,64 @@ class ZeroArray {
   std::unique_ptr<HostMemory> memory_;
 };
 
-// Rows of `lanes` bf16. A row is its own storage or a view of `lanes` bf16 elsewhere.
+// Rows of `lanes` bf16. A row is its own storage or a view of `lanes` bf16 elsewhere. Blocks of
+// rows that view evenly spaced data are noted as one, so that weights that stream through cost the
+// host no pointer a row.
 class Scratchpad {
  public:
   Scratchpad(int64_t rows, int64_t lanes)
-      : rows_(rows), lanes_(lanes), own_(rows * lanes), at_(rows) {
+      : rows_(rows),
+        lanes_(lanes),
+        own_(rows * lanes),
+        at_(rows),
+        blocks_((rows + kBlockRows - 1) / kBlockRows) {
     reset();
   }
   void reset() {
     for (int64_t r = 0; r < rows_; ++r) at_[r] = own(r);
+    for (Block& block : blocks_) block = {};
   }
-  const uint16_t* row(int64_t r) const { return at_[r]; }
-  const uint16_t* const* rows_from(int64_t r) const { return at_.data() + r; }
-  bool is_view(int64_t r) const { return at_[r] != own(r); }
-  void view(int64_t r, const uint16_t* source) { at_[r] = source; }
+  const uint16_t* row(int64_t r) const {
+    const Block& block = blocks_[r / kBlockRows];
+    return block.source != nullptr ? block.row(r % kBlockRows) : at_[r];
+  }
+  bool is_view(int64_t r) const { return row(r) != own(r); }
+  void view(int64_t r, const uint16_t* source) {
+    settle(r);
+    at_[r] = source;
+  }
   // Rows r, r + 1, ... as views of rows `step_bytes` apart.
   void view_rows(int64_t r, int64_t count, const uint8_t* source, int64_t step_bytes) {
-    const uint16_t** to = at_.data() + r;
-    for (int64_t k = 0; k < count; ++k)
-      to[k] = reinterpret_cast<const uint16_t*>(source + k * step_bytes);
+    for (const int64_t end = r + count; r < end;) {
+      if (r % kBlockRows == 0 && end - r >= kBlockRows) {
+        blocks_[r / kBlockRows] = {source, step_bytes};
+        r += kBlockRows;
+        source += kBlockRows * step_bytes;
+      } else {
+        view(r++, reinterpret_cast<const uint16_t*>(source));
+        source += step_bytes;
+      }
+    }
   }
-  bool all_views(int64_t r, int64_t count) const {
+  // Rows r, r + 1, ... where all of them are views; false where one is not.
+  bool views(int64_t r, int64_t count, const uint16_t** to) const {
     const uintptr_t mine = reinterpret_cast<uintptr_t>(own_.data());
     const uintptr_t bytes = uintptr_t(rows_ * lanes_) * 2;
     bool owned = false;
-    for (int64_t k = 0; k < count; ++k)
-      owned |= reinterpret_cast<uintptr_t>(at_[size_t(r + k)]) - mine < bytes;
+    for (const int64_t end = r + count; r < end;) {
+      const Block& block = blocks_[r / kBlockRows];
+      const int64_t first = r % kBlockRows, n = std::min(end - r, kBlockRows - first);
+      if (block.source != nullptr) {
+        for (int64_t k = 0; k < n; ++k) to[k] = block.row(first + k);
+      } else {
+        for (int64_t k = 0; k < n; ++k) {
+          to[k] = at_[r + k];
+          owned |= reinterpret_cast<uintptr_t>(to[k]) - mine < bytes;
+        }
+      }
+      r += n;
+      to += n;
+    }
     return !owned;
   }
   // Turns every view into a copy, before what they show goes away.
@@ -74,6 +107,7 @@ class Scratchpad {
   // For a write of lanes [first, first + count); the others keep their values.
   uint16_t* writable(int64_t r, int64_t first, int64_t count) {
     uint16_t* mine = own(r);
+    settle(r);
     if (at_[r] != mine) {
       if (first != 0 || count != lanes_)
         for (int64_t l = 0; l < lanes_; ++l) mine[l] = at_[r][l];
@@ -83,10 +117,27 @@ class Scratchpad {
   }
 
  private:
+  static constexpr int64_t kBlockRows = 64;
+  struct Block {
+    const uint8_t* source = nullptr;  // of its first row; null where `at_` has its rows
+    int64_t step_bytes = 0;
+    const uint16_t* row(int64_t k) const {
+      return reinterpret_cast<const uint16_t*>(source + k * step_bytes);
+    }
+  };
+  // Gives the rows around r their pointers, before one of them changes.
+  void settle(int64_t r) {
+    Block& block = blocks_[r / kBlockRows];
+    if (block.source == nullptr) return;
+    const int64_t first = r / kBlockRows * kBlockRows;
+    for (int64_t k = 0; k < kBlockRows; ++k) at_[first + k] = block.row(k);
+    block = {};
+  }
   uint16_t* own(int64_t r) const { return own_.data() + r * lanes_; }
   int64_t rows_, lanes_;
   ZeroArray<uint16_t> own_;
   std::vector<const uint16_t*> at_;
+  std::vector<Block> blocks_;
 };
 
 // bf16 rows of read-only HBM data in narrow formats, dequantised once.

@@ -42,6 +42,8 @@ struct Channel {
   std::vector<Token> tokens;      // ring of the capacity
   std::vector<uint64_t> clocks;   // the poster's vector clock, by ring slot
   std::vector<uint64_t> waiters;  // ring: consumer's instruction that took token n
+  uint64_t mask = 0;              // capacity - 1 where that cuts by bits
+  size_t slot_of(uint64_t n) const { return size_t(mask != 0 ? n & mask : n % tokens.size()); }
 };
 
 // Instruction lines coming from HBM. Lines [low, low + fetch_lines) are held or on their way.

@@ -79,6 +79,7 @@ void Machine::data_runs(Queue& q, uint64_t bound) {
   Generator& g = q.generator;
   uint64_t key;
   do {
+    if (!g.store && g.bytes == interleave_bytes_) full_loads(q, bound);
     const uint64_t done = hbm_.access(g.arrival, g.at, g.bytes, g.store);
     const uint64_t back = done + response_cycles_;
     if (g.store) {
@@ -99,6 +100,42 @@ void Machine::data_runs(Queue& q, uint64_t bound) {
     key = g.arrival << 7 | uint64_t(q.id);
   } while (key < bound);
   keys_[size_t(q.id)] = key;
+}
+
+// The same for whole interleave units of one segment, all but the last that may be presented now:
+// most of a run's time goes here. The run at the head is left as next_run() leaves it.
+void Machine::full_loads(Queue& q, uint64_t bound) {
+  Generator& g = q.generator;
+  const uint64_t bytes = interleave_bytes_, cycles = g.cycles;
+  // The last arrival whose key is below `bound`.
+  const uint64_t last = (bound - 1 - uint64_t(q.id)) >> 7;
+  const uint64_t start = g.at;
+  uint64_t left = (g.end - g.at) / bytes - 1;
+  uint64_t at = start, arrival = g.arrival, generated = g.last_generated, back = g.last_return;
+  uint64_t* const ring = g.credit_free.data();
+  size_t slot = g.slot;
+  for (; left != 0; --left) {
+    const size_t next = slot + 1 == credits_ ? 0 : slot + 1;
+    // Its return is not known yet: with one credit, the next run waits for this one.
+    if (next == slot) break;
+    const uint64_t following = std::max(generated + 1, ring[next]);
+    if (following + request_cycles_ > last) break;
+    back = std::max(back + cycles, hbm_.read_unit(arrival, at) + response_cycles_);
+    ring[slot] = back + 1;
+    slot = next;
+    at += bytes;
+    generated = following;
+    arrival = generated + request_cycles_;
+  }
+  g.at = at;
+  g.arrival = arrival;
+  g.last_generated = generated;
+  g.last_return = back;
+  g.slot = slot;
+  const uint64_t units = (at - start) / bytes;
+  hbm_.count_units(units);
+  report_.hbm_read_bytes += at - start;
+  q.counters.runs += units;
 }
 
 void Machine::start_transfer(Queue& q, uint64_t t, uint32_t posts, uint32_t event) {

@@ -33,6 +33,14 @@ int64_t alu(isa::Alu op, int64_t x, int64_t y) {
   return 0;
 }
 
+// Asks for the cache lines of the instruction that likely comes next: streams are long.
+void prefetch(const isa::Instr* next) {
+  const char* const at = reinterpret_cast<const char*>(next);
+  __builtin_prefetch(at);
+  __builtin_prefetch(at + 64);
+  __builtin_prefetch(at + sizeof(isa::Instr) - 1);
+}
+
 }  // namespace
 
 bool Machine::holds(const Queue& q, isa::When when) const {
@@ -77,7 +85,7 @@ void Machine::illegal(const Queue& q) const {
 // Issues the instruction at the pc; false when the queue has to wait for what nobody knows yet.
 bool Machine::step(Queue& q) {
   if (q.line_ready == kUnknown && q.pc < int64_t(q.stream->code.size())) {
-    q.line_ready = q.fetch.ready[size_t(q.pc / line_instructions_ % fetch_lines_)];
+    q.line_ready = q.fetch.ready[size_t(line_of(q.pc) % uint32_t(fetch_lines_))];
     if (q.line_ready == kUnknown) {
       q.blocked = Blocked::fetch;
       return false;
@@ -93,6 +101,7 @@ bool Machine::step(Queue& q) {
     return false;
   }
   const isa::Instr& ins = q.stream->code[size_t(q.pc)];
+  prefetch(&ins + 1);
   const uint32_t waits = holds(q, ins.header.wait_when) ? ins.header.waits : 0;
   for (uint32_t rest = waits; rest != 0; rest &= rest - 1) {
     const Channel& c = channels_[size_t(incoming_[size_t(q.id * 24 + std::countr_zero(rest))])];
@@ -137,7 +146,7 @@ bool Machine::step(Queue& q) {
   until(q.line_ready, stalls.fetch);
   for (uint32_t rest = waits; rest != 0; rest &= rest - 1) {
     const Channel& c = channels_[size_t(incoming_[size_t(q.id * 24 + std::countr_zero(rest))])];
-    until(c.tokens[size_t(c.waits % c.tokens.size())].visible, stalls.token[c.producer]);
+    until(c.tokens[c.slot_of(c.waits)].visible, stalls.token[c.producer]);
   }
   if (drains) until(q.last_retire, stalls.drain);
   until(port, stalls.port);
@@ -152,7 +161,7 @@ bool Machine::step(Queue& q) {
   if (trace_ != nullptr) event = trace_->issue(q.id, q.pc, t);
   for (uint32_t rest = waits; rest != 0; rest &= rest - 1) {
     Channel& c = channels_[size_t(incoming_[size_t(q.id * 24 + std::countr_zero(rest))])];
-    const size_t slot = size_t(c.waits % c.tokens.size());
+    const size_t slot = c.slot_of(c.waits);
     const uint64_t* clock = &c.clocks[slot * size_t(queue_count_)];
     for (int p = 0; p < queue_count_; ++p) q.clock[p] = std::max(q.clock[p], clock[p]);
     c.waiters[slot] = q.index;
@@ -304,7 +313,7 @@ void Machine::check_posts(Queue& q, uint32_t posts) {
     const uint64_t capacity = c.tokens.size();
     if (c.issued_posts >= capacity) {
       const uint64_t gone = c.issued_posts - capacity;  // the token that must have been taken
-      if (c.waits <= gone || c.waiters[size_t(gone % capacity)] > q.clock[c.consumer])
+      if (c.waits <= gone || c.waiters[c.slot_of(gone)] > q.clock[c.consumer])
         stop(Fault::TOKEN_OVERFLOW,
              "channel " + channel_name(c) + " holds " + std::to_string(capacity) +
                  " tokens (tokens.capacity): before posting token " +
@@ -340,7 +349,7 @@ void Machine::deliver(Queue& q, uint32_t posts, uint64_t retired, const uint64_t
   const uint64_t visible = retired + uint64_t(chip_.tokens.latency_cycles);
   for (uint32_t rest = posts; rest != 0; rest &= rest - 1) {
     Channel& c = channels_[size_t(outgoing_[size_t(q.id * 24 + std::countr_zero(rest))])];
-    const size_t slot = size_t(c.posts % c.tokens.size());
+    const size_t slot = c.slot_of(c.posts);
     c.tokens[slot] = {visible, event};
     std::copy(clock, clock + queue_count_, &c.clocks[slot * size_t(queue_count_)]);
     ++c.posts;
