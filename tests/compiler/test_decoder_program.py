@@ -223,6 +223,15 @@ def test_another_version_is_refused(artifact, tmp_path: Path):
         Artifact.read(tmp_path / "model")
 
 
+@pytest.mark.parametrize("name", ["weights.bin", "decode.zip", "chip.toml"])
+def test_a_damaged_artifact_is_refused(artifact, tmp_path: Path, name: str):
+    artifact.save(tmp_path / "model")
+    place = tmp_path / "model" / name
+    place.write_bytes(place.read_bytes()[:-40])
+    with pytest.raises(ArtifactError, match="damaged compiled model"):
+        Artifact.read(tmp_path / "model")
+
+
 # --- a layer of the real shape --------------------------------------------------------------------
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from tapeout.chip import Chip, load, to_toml
-from tapeout.isa import Program
+from tapeout.chip import Chip, ChipError, load, to_toml
+from tapeout.isa import EncodingError, Program
 
 FORMAT_VERSION = 1
 
@@ -85,6 +85,7 @@ class Artifact:
                 "batch": self.batch, "context": self.context, "vocab": self.vocab,
                 "kv_bytes": self.kv_bytes, "programs": entries, "meta": self.meta,
                 "tokenizer": self.tokenizer is not None,
+                "image_bytes": self.image.nbytes,
             }  # fmt: skip
             (scratch / "artifact.json").write_text(json.dumps(meta, indent=1))
             if directory.exists():
@@ -112,6 +113,20 @@ class Artifact:
                 f"{directory} has format version {meta.get('version')}, this build reads "
                 f"{FORMAT_VERSION}: compile the model again"
             )
+        try:
+            return cls._from_files(directory, meta, read_tokenizer)
+        except (OSError, EncodingError, ChipError, KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(
+                f"{directory} is a damaged compiled model ({error}): delete it and compile again"
+            ) from None
+
+    @classmethod
+    def _from_files(
+        cls, directory: Path, meta: dict[str, Any], read_tokenizer: Callable[[Path], Any] | None
+    ) -> "Artifact":
+        image = np.memmap(directory / "weights.bin", np.uint8, mode="r")
+        if image.nbytes != meta["image_bytes"]:
+            raise ValueError(f"weights.bin has {image.nbytes} bytes, not {meta['image_bytes']}")
         tokenizer = None
         if meta["tokenizer"] and read_tokenizer is not None:
             tokenizer = read_tokenizer(directory)
@@ -125,6 +140,6 @@ class Artifact:
             name=meta["name"], chip=load(directory / "chip.toml"), weights=meta["weights"],
             batch=meta["batch"], context=meta["context"], vocab=meta["vocab"],
             kv_bytes=meta["kv_bytes"], programs=programs,
-            image=np.memmap(directory / "weights.bin", np.uint8, mode="r"), meta=meta["meta"],
+            image=image, meta=meta["meta"],
             tokenizer=tokenizer,
         )  # fmt: skip

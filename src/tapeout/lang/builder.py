@@ -43,6 +43,7 @@ from .tensor import HbmTensor, Tensor
 ARGS_BASE = 1  # base register of the launch arguments
 _STRAIGHT, _INSIDE, _CARRIED, _RING = range(4)  # token channels of a pair of queues
 VMEM_BLOCK = 8  # vmem is ordered in blocks of this many rows
+MEMORIES = {Kind.SPM_BF16: "spm", Kind.SPM_FP32: "spm", Kind.VMEM: "vmem", Kind.ACC: "acc"}
 _HERE = str(Path(__file__).parent)
 
 
@@ -184,7 +185,7 @@ class Builder:
         tiles = -(-width // lanes)
         depth = 2 if kind == Kind.SPM_FP32 else 1
         total = tiles * rows * depth
-        name = {Kind.VMEM: "vmem", Kind.ACC: "acc"}.get(kind, "spm")
+        name = MEMORIES[kind]
         if kind == Kind.VMEM:
             base, _ = self.places.vmem.allocate(-(-total // VMEM_BLOCK) * VMEM_BLOCK)
             blocks = range(base // VMEM_BLOCK, (base + total - 1) // VMEM_BLOCK + 1)
