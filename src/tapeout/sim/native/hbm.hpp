@@ -207,7 +207,8 @@ class Hbm {
     stripe_row_ = at.row;
   }
 
-  [[gnu::always_inline]] Tick read_at(const Location& at, const Cost& cost, uint64_t arrival_cycle) {
+  [[gnu::always_inline]] Tick read_at(const Location& at, const Cost& cost,
+                                      uint64_t arrival_cycle) {
     const Tick t = (arrival_cycle << kTickBits) + kEpoch;
     Channel& channel = channels_[at.pseudo_channel];
     if (channel.pending_bursts != 0 && t > idle_from(channel)) [[unlikely]]
@@ -223,7 +224,8 @@ class Hbm {
 
   // Reserves banks, activates and bus for one run known from `t` on: the tick after its last data.
   template <bool kWrite>
-  [[gnu::always_inline]] Tick place(Channel& channel, const Location& at, const Cost& cost, Tick t) {
+  [[gnu::always_inline]] Tick place(Channel& channel, const Location& at, const Cost& cost,
+                                    Tick t) {
     Bank& bank = bank_of(at);
     if (channel.writing != kWrite) [[unlikely]]
       turn(channel, kWrite, at.set);
@@ -274,7 +276,8 @@ class Hbm {
     return transfer(channel, set, cost, t + (kWrite ? cwl_ : cl_));
   }
 
-  [[gnu::always_inline]] Tick transfer(Channel& channel, uint32_t set, const Cost& cost, Tick ready) {
+  [[gnu::always_inline]] Tick transfer(Channel& channel, uint32_t set, const Cost& cost,
+                                       Tick ready) {
     channel.last_set = set;
     if (ready < channel.bus_free) {
       if (ready < channel.gap_limit) [[unlikely]]
@@ -289,7 +292,9 @@ class Hbm {
     return channel.bus_free = ready + cost.length;
   }
 
-  Span* gaps_of(const Channel& channel) { return gaps_[static_cast<uint64_t>(&channel - channels_.data())].at; }
+  Span* gaps_of(const Channel& channel) {
+    return gaps_[static_cast<uint64_t>(&channel - channels_.data())].at;
+  }
 
   Tick fill_gaps(Channel& channel, uint32_t bursts, Tick ready);
   void turn(Channel& channel, bool write, uint32_t set);
@@ -309,12 +314,14 @@ class Hbm {
   uint64_t capacity_bytes_ = 0, last_arrival_ = 0, channel_mask_ = 0, set_mask_ = 0;
   uint64_t stripe_ = ~uint64_t{0}, stripe_hash_ = 0;
   uint32_t stripe_set_ = 0, stripe_row_ = 0;
-  uint32_t run_mask_ = 0, burst_mask_ = 0, channel_count_ = 0, sets_ = 0, group_interleave_ = 1, group_set_mask_ = 0;
+  uint32_t run_mask_ = 0, burst_mask_ = 0, channel_count_ = 0, sets_ = 0;
+  uint32_t group_interleave_ = 1, group_set_mask_ = 0;
   uint32_t write_bursts_ = 0, drain_bursts_ = 0;
   int run_shift_ = 0, burst_shift_ = 0, channel_shift_ = 0, page_shift_ = 0, set_shift_ = 0;
   bool channels_power_of_two_ = true;
   Tick rcd_ = 0, rp_ = 0, ras_ = 0, cl_ = 0, cwl_ = 0, wr_ = 0, rrd_s_ = 0, rrd_more_ = 0;
-  Tick wtr_s_ = 0, wtr_l_ = 0, read_to_write_ = 0, refi_ = 0, refresh_ = 0, refresh_next_ = 0, burst_ = 0;
+  Tick wtr_s_ = 0, wtr_l_ = 0, read_to_write_ = 0, refi_ = 0, refresh_ = 0;
+  Tick refresh_next_ = 0, burst_ = 0;
   Tick activate_ = 0, read_to_precharge_ = 0, idle_ = 0, idle_after_read_ = 0, to_cycle_ = 0;
   uint64_t peak_bytes_per_kilocycle_ = 0;
   Counters counters_{};

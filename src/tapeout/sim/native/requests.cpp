@@ -1,6 +1,8 @@
 // Requests to HBM by DMA transfers and scalar loads.
 #include "machine.hpp"
 
+#include <bit>
+
 namespace tapeout::sim {
 
 namespace {
@@ -77,9 +79,7 @@ inline bool Machine::next_run(Queue& q) {
 // Presents runs of one queue while they come before `bound`, a key.
 void Machine::data_runs(Queue& q, uint64_t bound) {
   Generator& g = q.generator;
-  uint64_t key;
-  do {
-    if (!g.store && g.bytes == interleave_bytes_) full_loads(q, bound);
+  for (;;) {
     const uint64_t done = hbm_.access(g.arrival, g.at, g.bytes, g.store);
     const uint64_t back = done + response_cycles_;
     if (g.store) {
@@ -97,9 +97,14 @@ void Machine::data_runs(Queue& q, uint64_t bound) {
       finish_transfer(q);
       return;
     }
-    key = g.arrival << 7 | uint64_t(q.id);
-  } while (key < bound);
-  keys_[size_t(q.id)] = key;
+    const uint64_t key = g.arrival << 7 | uint64_t(q.id);
+    if (key >= bound) {
+      keys_[size_t(q.id)] = key;
+      return;
+    }
+    // No other requester comes in between, so far: the next ones may go together.
+    if (!g.store && g.bytes == interleave_bytes_) full_loads(q, bound);
+  }
 }
 
 // The same for whole interleave units of one segment, all but the last that may be presented now:
@@ -110,7 +115,8 @@ void Machine::full_loads(Queue& q, uint64_t bound) {
   // The last arrival whose key is below `bound`.
   const uint64_t last = (bound - 1 - uint64_t(q.id)) >> 7;
   const uint64_t start = g.at;
-  uint64_t left = (g.end - g.at) / bytes - 1;
+  const int shift = std::countr_zero(bytes);
+  uint64_t left = ((g.end - g.at) >> shift) - 1;
   uint64_t at = start, arrival = g.arrival, generated = g.last_generated, back = g.last_return;
   uint64_t* const ring = g.credit_free.data();
   size_t slot = g.slot;
@@ -132,7 +138,7 @@ void Machine::full_loads(Queue& q, uint64_t bound) {
   g.last_generated = generated;
   g.last_return = back;
   g.slot = slot;
-  const uint64_t units = (at - start) / bytes;
+  const uint64_t units = (at - start) >> shift;
   hbm_.count_units(units);
   report_.hbm_read_bytes += at - start;
   q.counters.runs += units;
