@@ -198,7 +198,7 @@ def test_figures_follow_the_numbers():
     assert solo["peak_bf16_flops"] == 32.768e12
     assert solo["stationary_gb_per_s_per_core"] == 4096  # 16 rows of 256 bytes a cycle
     assert solo["moving_gb_per_s_per_core"] == 256
-    assert solo["spm_gb_per_s_per_core"] == 96 * 256
+    assert solo["spm_gb_per_s_per_core"] == 192 * 256  # 12 stripes of 16 banks
     assert solo["mxu_latency_cycles"] == 2 * 128 + 16
     assert solo["hbm_bytes_per_flop"] == pytest.approx(614.4 / 32768)
     half = derived(load("solo", ["mxu.rows=64"]))
