@@ -9,6 +9,7 @@ sys.path.insert(0, str(DOCS))
 import generate  # noqa: E402  (it stands beside this file, which Sphinx does not put on the path)
 
 import tapeout  # noqa: E402
+from tapeout.isa import reference  # noqa: E402
 
 project = "Tapeout"
 author = "The Tapeout authors"
@@ -28,10 +29,4 @@ generated = DOCS / "generated"
 generated.mkdir(exist_ok=True)
 generate.write_presets(generated / "presets.md")
 generate.write_accelerators(DOCS / "data" / "accelerators.csv", generated / "accelerators.md")
-if (Path(tapeout.__file__).parent / "isa" / "reference.py").exists():
-    from tapeout.isa import reference
-
-    reference.write(generated / "isa")
-else:
-    (generated / "isa").mkdir(exist_ok=True)
-    (generated / "isa" / "index.md").write_text("# Instruction set\n\nSee `tapeout.isa`.\n")
+reference.write(generated / "isa")

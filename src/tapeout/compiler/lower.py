@@ -30,8 +30,10 @@ class Lowered:
 
     Attributes:
         args: launch argument names in order.
-        inputs, outputs: segment name -> bytes.
-        groups: column groups of logits for which the chip reports a maximum: (first, width).
+        output_rows: rows of logits.
+        group_width: columns of logits that share one reported maximum.
+        weight_bytes: bytes of weights that a launch needs, each once.
+        kv_bytes_per_position: bytes of K and V that a position of all sequences takes.
     """
 
     program: Program
@@ -104,10 +106,7 @@ class Lowering:
                 held = self.held.pop(value)
                 self.k.free(held.tensor)
                 if held.sumsq is not None:
-                    self.free_packed(held.sumsq)
-
-    def free_packed(self, t: Tensor) -> None:
-        self.k.free_packed(t)
+                    self.k.free_packed(held.sumsq)
 
     def only_user(self, value: ir.Value) -> ir.Op | None:
         users = self.uses.get(value, [])
@@ -194,7 +193,7 @@ class Lowering:
                      row_bytes=4 * out.rows, tile_bytes=4 * k.chip.lanes)  # fmt: skip
             x = k.tensor(Kind.SPM_BF16, out.rows, out.width)
             ops.load(k, x, place, index=index, rows=rows, row_bytes=row_bytes)
-        self.free_packed(index)
+        self.k.free_packed(index)
         self.keep(out, x)
         self.release(op)
 
@@ -206,7 +205,7 @@ class Lowering:
         norm.rms_norm(k, x.tensor, weight, op.eps, dst, rows=self.rows_of(op.x), sumsq=x.sumsq)
         k.free(weight)
         if x.sumsq is not None:  # consumed: it holds the reciprocal now
-            self.free_packed(x.sumsq)
+            self.k.free_packed(x.sumsq)
             x.sumsq = None
         self.keep(op.out, dst)
         self.release(op, op.x)
@@ -422,7 +421,7 @@ class Lowering:
             at = first // group * 8 * padded
             for offset, t in ((0, value), (4 * padded, index)):
                 self._store_packed(t, best.slice(at + offset, 4 * padded), rows)
-                self.free_packed(t)
+                self.k.free_packed(t)
             out = k.tensor(Kind.SPM_FP32, rows, acc.width)
             ops.vector(k, acc, dst=out, rows=count)
             ops.store(k, out, logits.slice(4 * first * lanes, 0), format=HbmFormat.FP32, rows=count,

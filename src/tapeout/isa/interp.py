@@ -111,28 +111,8 @@ class Interp:
         Raises:
             ValueError: a program for another chip, an unknown queue, or a segment without memory.
         """
-        if program.chip != self.chip.name:
-            raise ValueError(
-                f"the program was compiled for chip {program.chip}, this is {self.chip.name}: "
-                f"compile it for {self.chip.name}"
-            )
-        for name in program.streams:
-            if name not in self.chip.queue_names:
-                raise ValueError(
-                    f"{self.chip.name} has no queue {name}: {', '.join(self.chip.queue_names)}"
-                )
-        for segment in program.segments:
-            have = bases.get(segment.base, (0, -1, False))[1]
-            if have < segment.bytes:
-                raise ValueError(
-                    f"segment {segment.name} needs {segment.bytes} bytes at base b{segment.base}, "
-                    f"not {'none' if have < 0 else have}: bind it when loading"
-                )
-        for base, (address, nbytes, _) in bases.items():
-            if address % 4:
-                raise ValueError(
-                    f"base b{base} = {address} must be a multiple of 4 (scalar loads): allocate it"
-                )
+        program.check_bindings(self.chip, bases)
+        for address, nbytes, _ in bases.values():
             self._hbm.host(address, nbytes)
         code = {}
         for name, stream in program.streams.items():

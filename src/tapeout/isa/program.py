@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import overload
 
+from tapeout.chip import Chip
+
 from .fields import WORD_BYTES, EncodingError
 from .instruction import Instruction, decode
 
@@ -93,6 +95,29 @@ class Program:
         """The stream's words, 64 bytes each."""
         stream = self.streams[queue]
         return stream.raw if isinstance(stream, Words) else b"".join(i.encode() for i in stream)
+
+    def check_bindings(self, chip: Chip, bases: Mapping[int, tuple[int, int, bool]]) -> None:
+        """Raises ValueError unless `chip` can run it with `bases`: (address, bytes, writable)."""
+        if self.chip != chip.name:
+            raise ValueError(
+                f"the program was compiled for chip {self.chip}, this is {chip.name}: "
+                f"compile it for {chip.name}"
+            )
+        for name in self.streams:
+            if name not in chip.queue_names:
+                raise ValueError(f"{chip.name} has no queue {name}: {', '.join(chip.queue_names)}")
+        for segment in self.segments:
+            have = bases.get(segment.base, (0, -1, False))[1]
+            if have < segment.bytes:
+                raise ValueError(
+                    f"segment {segment.name} needs {segment.bytes} bytes at base b{segment.base}, "
+                    f"not {'none' if have < 0 else have}: bind it when loading"
+                )
+        for base, (address, _, _) in bases.items():
+            if address % 4:
+                raise ValueError(
+                    f"base b{base} = {address} must be a multiple of 4 (scalar loads): allocate it"
+                )
 
     @property
     def instructions(self) -> int:

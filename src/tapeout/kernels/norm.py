@@ -3,8 +3,9 @@
 import numpy as np
 
 from tapeout.isa import Kind
+from tapeout.isa.dma import HbmFormat
 from tapeout.isa.vpu import Combine, Combine2, Function, Reduce
-from tapeout.lang import Builder, Scalar, Tensor, ops
+from tapeout.lang import Builder, HbmTensor, Scalar, Tensor, ops
 
 
 def rms_norm(
@@ -71,12 +72,10 @@ def add(
         )  # fmt: skip
 
 
-def vector_row(k: Builder, src, width: int) -> Tensor:
+def vector_row(k: Builder, src: HbmTensor, width: int) -> Tensor:
     """Loads `width` fp32 from HBM as a lane vector [1, width] in vmem."""
     lanes = k.chip.lanes
     t = k.tensor(Kind.VMEM, 1, width)
-    from tapeout.isa.dma import HbmFormat
-
     ops.load(
         k, t, src, queue=k.vmem_queue, format=HbmFormat.FP32, row_bytes=4 * width,
         tile_bytes=4 * lanes,

@@ -9,13 +9,7 @@ void bind_sim(nb::module_ &m);
 
 NB_MODULE(_native, m) {
     m.doc() = "Tapeout's native simulator: HBM model, arithmetic kernels, instruction execution";
-#ifdef TAPEOUT_BIND_HBM
     bind_hbm(m);
-#endif
-#ifdef TAPEOUT_BIND_MATH
     bind_math(m);
-#endif
-#ifdef TAPEOUT_BIND_SIM
     bind_sim(m);
-#endif
 }
