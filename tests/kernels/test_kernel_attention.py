@@ -9,6 +9,7 @@ from kernel_launch import Trial, assert_within, bf16, halves, normal, wide
 from tapeout.chip import load
 from tapeout.isa import Kind
 from tapeout.kernels import attention as attn
+from tapeout.kernels.heads import HeadLayout, split_heads
 
 CHIPS = {name: load(name) for name in ("tiny", "solo")}
 
@@ -27,6 +28,7 @@ class Case:
     d: int
     context: int
     rope: bool = False
+    tiles: int | None = None  # of a block; the kernel's own choice where None
 
     @property
     def shape(self) -> attn.Shape:
@@ -69,23 +71,24 @@ class Launch:
         x = trial.load("x", self.x)
         q = k.tensor(Kind.SPM_BF16, case.heads * shape.rows, case.d, avoid=(x,))
         layer = attn.Attention(
-            k, shape, *caches, k.arg("position"), k.arg("tokens") if case.chunk > 1 else 1
-        )
+            k, shape, *caches, k.arg("position"), k.arg("tokens") if case.chunk > 1 else 1,
+            tiles=case.tiles,
+        )  # fmt: skip
         rope = None
         if case.rope:
             rope = tuple(
                 trial.load(name, t, kind=Kind.VMEM)
                 for name, t in (("cos", self.cos), ("sin", self.sin))
             )
-        layout = attn.HeadLayout(k, case.d)
+        layout = HeadLayout(k, case.d)
         hq, hk = case.heads, case.kv_heads
         rest = []
         for first, which, turn in ((hq, 0, rope), (hq + hk, 1, None)):
-            rest += attn.split_heads(
+            rest += split_heads(
                 k, x, layer.new_rows(which), layout, first, hk, rows=rows,
                 head_stride=layer.head_stride, rope=turn,
             )  # fmt: skip
-        rest += attn.split_heads(
+        rest += split_heads(
             k, x, q, layout, 0, hq, rows=rows, head_stride=shape.rows, rope=rope,
             factor=shape.factor,
         )  # fmt: skip
@@ -142,10 +145,19 @@ DECODE = [
     Case("tiny", 3, 1, 1, 13, heads=2, kv_heads=1, d=8, context=16),
     Case("tiny", 2, 1, 1, 39, heads=3, kv_heads=3, d=16, context=40, rope=True),
     Case("solo", 2, 1, 1, 300, heads=6, kv_heads=2, d=64, context=384),
+    # blocks of several tiles, full ones before the current block, its first and last positions
+    Case("tiny", 1, 1, 1, 16, heads=2, kv_heads=1, d=8, context=48, tiles=2),
+    Case("tiny", 1, 1, 1, 47, heads=3, kv_heads=3, d=8, context=48, rope=True, tiles=2),
+    Case("tiny", 2, 1, 1, 76, heads=4, kv_heads=2, d=4, context=88, tiles=4),
+    Case("tiny", 2, 1, 1, 37, heads=2, kv_heads=1, d=16, context=64, rope=True, tiles=2),
+    Case("tiny", 2, 1, 1, 23, heads=2, kv_heads=1, d=8, context=40, tiles=1),
+    Case("solo", 1, 1, 1, 700, heads=3, kv_heads=1, d=64, context=1024),
 ]
 
 
-@pytest.mark.parametrize("case", PREFILL + DECODE, ids=lambda c: f"{c.chip}-{c.chunk}@{c.position}")
+@pytest.mark.parametrize(
+    "case", PREFILL + DECODE, ids=lambda c: f"{c.chip}-{c.batch}x{c.chunk}@{c.position}"
+)
 def test_attention(case: Case):
     launch = Launch(case)
     launch.build()
@@ -158,6 +170,26 @@ def test_attention(case: Case):
     else:
         np.testing.assert_array_equal(kv, caches)
     assert_within(halves(got["out"], *expected.shape), expected, bound)
+
+
+@pytest.mark.parametrize(
+    ("chip", "batch", "tokens", "context", "tiles"),
+    [
+        ("solo", 1, 1, 1024, 8),
+        ("solo", 1, 1, 200, 2),
+        ("solo", 1, 1, 1 << 16, 8),  # 2 x 3 x 128 rows a tile: a stripe of 8192 rows has ten
+        ("solo", 4, 1, 1024, 2),
+        ("solo", 8, 1, 1024, 1),
+        ("solo", 1, 128, 1024, 1),
+        ("tiny", 1, 1, 1024, 4),  # 9 rows of scores a tile: a stripe of acc of 64 rows has seven
+    ],
+)
+def test_blocks_fit_the_chip(chip: str, batch: int, tokens: int, context: int, tiles: int):
+    shape = attn.Shape(
+        batch=batch, tokens=tokens, heads=9, kv_heads=3, head_dim=CHIPS[chip].lanes // 2,
+        context=context, scale=1.0,
+    )  # fmt: skip
+    assert attn.block_tiles(CHIPS[chip], shape, batch) == tiles
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from tapeout.isa.dma import HbmFormat
 from tapeout.isa.vpu import Combine, Function
 from tapeout.kernels import attention as attn
 from tapeout.kernels import linear, norm, sampling
+from tapeout.kernels.heads import HeadLayout, split_heads
 from tapeout.lang import Builder, HbmTensor, Matrix, Scalar, Tensor, WeightRing, ops
 
 from . import ir
@@ -316,7 +317,7 @@ class Lowering:
         attn.check_shape(shape, k.chip.lanes)
         rope = self._rope(op) if op.rope is not None else None
         rows = self.rows_of(op.out)
-        layout = attn.HeadLayout(k, op.head_dim)
+        layout = HeadLayout(k, op.head_dim)
         keys, values = (
             attn.Cache(replace(self.kv.slice(self.caches[n], 0), resource=n), self.sequence_bytes)
             for n in (op.keys, op.values)
@@ -328,7 +329,7 @@ class Lowering:
             acc = k.tensor(Kind.ACC, x.rows, matrix.n)
             linear.accumulate(k, self.ring, x, matrix, acc, 0, acc.tiles, rows=rows)
             rest = self._split_new(op, acc, first, layout, rope)
-            rest += attn.split_heads(
+            rest += split_heads(
                 k, acc, q, layout, 0, op.heads, rows=rows, head_stride=x.rows, rope=rope,
                 factor=shape.factor,
             )  # fmt: skip
@@ -360,14 +361,14 @@ class Lowering:
         )  # fmt: skip
 
     def _split_new(
-        self, op: ir.Attention, acc: Tensor, chunk: attn.Attention, layout: attn.HeadLayout,
+        self, op: ir.Attention, acc: Tensor, chunk: attn.Attention, layout: HeadLayout,
         rope: tuple[Tensor, Tensor] | None,
     ) -> list[Callable[[], None]]:  # fmt: skip
         """New keys and values of a chunk from the projection into its current tile."""
         part = acc if self.many else acc.rows_from(chunk.first, chunk.count)
         rest = []
         for head, which, turn in ((op.heads, 0, rope), (op.heads + op.kv_heads, 1, None)):
-            rest += attn.split_heads(
+            rest += split_heads(
                 self.k, part, chunk.new_rows(which), layout, head, op.kv_heads,
                 rows=self.valid if self.many else chunk.count, head_stride=chunk.head_stride,
                 rope=turn,

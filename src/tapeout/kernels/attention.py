@@ -1,32 +1,40 @@
 """Attention over a KV cache: one kernel for prefill chunks and for decode.
 
-Cache in HBM, bf16: K and V of a sequence are [kv_heads, context, head_dim]. Keys are taken in tiles
-of `lanes`. A launch works on S new tokens a sequence that stand at `position`; they must not cross
-a tile of the cache: position % lanes + S <= lanes. The tile they lie in (older rows from HBM, new
-rows from the vector unit) is attended first and sets the running statistics, then a hardware loop
-whose trip count is position // lanes goes over the older tiles, as flash attention does:
+Cache in HBM, bf16: K and V of a sequence are [kv_heads, context, head_dim]. Keys are taken in
+blocks of one or more tiles of `lanes`: one for a chunk of many tokens, as many as fit on chip for
+decode (`block_tiles`). A launch works on S new tokens a sequence that stand at `position`; they
+must not cross a tile of the cache: position % lanes + S <= lanes. The block they lie in (older rows
+from HBM, new rows from the vector unit) is attended first and sets the running statistics, then a
+hardware loop whose trip count is position // block goes over the older blocks, as flash attention
+does:
 
     s = q K^T;  m' = max(m, rowmax(s));  p = exp2(s - m');  a = exp2(m - m')
     l = l a + rowsum(p);  o = o a + p V;  at the end  o / l
 
-where q was multiplied by `Shape.factor` = scale * log2 e when its heads were set apart.
+where q was multiplied by `Shape.factor` = scale * log2 e when its heads were set apart. Within a
+block the products of all tiles follow each other and the softmax passes over them at once, so that
+a tile costs the array's time for it, not its latency.
 
 Rows: with S = 1, row b * heads + h (a token of each sequence); with S > 1 and one sequence, row
 h * S + s. Heads are kept apart in spm: head h starts at lane 0 of its own tiles.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tapeout.isa import Kind
+from tapeout.chip import Chip
+from tapeout.isa import Kind, Operand
 from tapeout.isa.mxu import Accumulate
-from tapeout.isa.vpu import Combine, Combine2, Function, Reduce
+from tapeout.isa.vpu import Combine, Function, Reduce
 from tapeout.lang import Builder, HbmTensor, Scalar, Tensor, ops
 
+from .heads import HeadLayout, merge_heads
+
 LOG2E = 1.4426950408889634
+ROW_STRIDE_MAX = (1 << Operand.LAYOUT["row_stride"].width) - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,126 +84,20 @@ def check_shape(shape: Shape, lanes: int) -> None:
         raise UnsupportedShape(f"context {shape.context} must be a multiple of lanes = {lanes}")
 
 
-class HeadLayout:
-    """Moves heads between the tiles of a projection [M, heads * d] and tiles of their own."""
+def block_tiles(chip: Chip, shape: Shape, count: int) -> int:
+    """Tiles of `lanes` keys in a block, a power of two: the most that the context has and that fit.
 
-    def __init__(self, k: Builder, head_dim: int) -> None:
-        lanes = k.chip.lanes
-        self.k, self.d, self.lanes = k, head_dim, lanes
-        self.tiles = max(1, head_dim // lanes)  # tiles of a head of its own
-        self.per_tile = max(1, lanes // head_dim)  # heads in a projection tile
-        self.width = min(head_dim, lanes)
-
-    def groups(self, first: int, count: int):
-        """Heads [first, first+count) as (slot in tile, first head, number, step)."""
-        for slot in range(self.per_tile):
-            start = first + (slot - first) % self.per_tile
-            if start < first + count:
-                number = -(-(first + count - start) // self.per_tile)
-                yield slot, start, number
-
-    def place(self, head: int, tile: int) -> tuple[int, int]:
-        """(projection tile, lane xor) of tile `tile` of head `head`."""
-        if self.d >= self.lanes:
-            return head * self.tiles + tile, 0
-        return head // self.per_tile, (head % self.per_tile) * self.d
-
-
-def split_heads(
-    k: Builder,
-    x: Tensor,
-    dst: Tensor,
-    layout: HeadLayout,
-    first: int,
-    count: int,
-    *,
-    rows: Scalar | int,
-    head_stride: int,
-    rope: tuple[Tensor, Tensor] | None = None,
-    factor: float | None = None,
-) -> list[Callable[[], None]]:
-    """Heads [first, first+count) of projection x into `dst`, head i at `base + i * head_stride`.
-
-    With `rope` = (cos, signed sin), [M, head_dim] in vmem, rotates:
-    y = x * cos + x[lane ^ head_dim/2] * sin. With `factor`, y is multiplied by it.
-    Returns the second halves of the rotations, to be called: kept apart so that several first
-    halves can be in the vector unit's pipeline before the first second half waits for them.
+    K and V of a block, for `count` sequences, fit one stripe of spm, its scores one stripe of acc.
     """
-    rest: list[Callable[[], None]] = []
-    for _, start, number in layout.groups(first, count):
-        for tile in range(layout.tiles):
-            at, xor = layout.place(start, tile)
-            step = layout.tiles if layout.per_tile == 1 else 1
-            src = _picked(x, at, step, number, layout)
-            out = _heads(dst, (start - first) * head_stride, tile, number,
-                         head_stride * layout.per_tile, layout)  # fmt: skip
-            lanes = (0, layout.width) if layout.width < layout.lanes else (0, 0)
-            common: dict = {"rows": rows, "tiles": number, "lanes": lanes,
-                            "width": number * layout.lanes}  # fmt: skip
-            if rope is None:
-                combine = Combine.A if factor is None else Combine.MUL
-                ops.vector(k, src, factor, dst=out, xor=xor, combine=combine, **common)
-                continue
-            cos, sin = (t.tile(tile).same_for_tiles() for t in rope)
-            part = k.tensor(Kind.ACC, x.rows, number * layout.lanes, avoid=(x,))
-            ops.vector(k, src, cos, dst=part, combine=Combine.MUL, xor=xor, **common)
-            shift = layout.d // 2 // layout.lanes
-            partner, partner_xor = src, xor ^ (layout.d // 2)
-            if shift:
-                to = at + (shift if tile < shift else -shift)
-                partner, partner_xor = _picked(x, to, step, number, layout), xor
-            more = {} if factor is None else {"d": factor, "combine2": Combine2.MUL}
-            rest.append(_rotation(k, partner, sin, part, out, partner_xor, {**common, **more}))
-    return rest
-
-
-def _rotation(
-    k: Builder, partner: Tensor, sin: Tensor, part: Tensor, out: Tensor, xor: int, common: dict
-) -> Callable[[], None]:
-    def finish() -> None:
-        ops.vector(k, partner, sin, part, dst=out, combine=Combine.FMA, xor=xor, **common)
-        k.free(part)
-
-    return finish
-
-
-def _picked(x: Tensor, at: int, step: int, number: int, layout: HeadLayout) -> Tensor:
-    """Projection tiles at, at + step, ... as tiles of one tensor."""
-    return replace(
-        x, base=x.base + at * x.tile_stride, tile_stride=x.tile_stride * step,
-        width=number * layout.lanes,
-    )  # fmt: skip
-
-
-def _heads(
-    dst: Tensor, start: int, tile: int, number: int, stride: int, layout: HeadLayout
-) -> Tensor:
-    """Tile `tile` of heads `stride` rows apart, as tiles of one tensor."""
-    return replace(
-        dst, base=dst.base + start + tile * dst.tile_stride, tile_stride=stride,
-        width=number * layout.lanes,
-    )  # fmt: skip
-
-
-def merge_heads(
-    k: Builder, o: Tensor, dst: Tensor, layout: HeadLayout, shape: Shape, *,
-    rows: Scalar | int, head_stride: int, row_stride: int,
-) -> None:  # fmt: skip
-    """Heads in tiles of their own (acc) back into projection tiles [M, heads * d]."""
-    for slot, start, number in layout.groups(0, shape.heads):
-        for tile in range(layout.tiles):
-            at, xor = layout.place(start, tile)
-            step = layout.tiles if layout.per_tile == 1 else 1
-            src = replace(
-                o, base=o.base + start * head_stride + tile * o.tile_stride, row_stride=row_stride,
-                tile_stride=head_stride * layout.per_tile, width=number * layout.lanes,
-            )  # fmt: skip
-            out = _picked(dst, at, step, number, layout)
-            lanes = (slot * layout.d, (slot + 1) * layout.d) if layout.per_tile > 1 else (0, 0)
-            ops.vector(
-                k, src, dst=out, rows=rows, tiles=number, width=number * layout.lanes, xor=xor,
-                lanes=lanes,
-            )  # fmt: skip
+    if shape.tokens > 1:
+        return 1
+    per_head = -(-shape.head_dim // chip.lanes) * chip.lanes
+    keys = 2 * count * shape.kv_heads * per_head
+    fit = min(chip.spm.rows_per_stripe // keys, chip.acc.rows_per_stripe // (count * shape.heads))
+    if count > 1:  # new rows of sequences are a block apart: a stride of a vpu operand
+        fit = min(fit, ROW_STRIDE_MAX // chip.lanes)
+    wanted = -(-shape.context // chip.lanes)
+    return min(1 << max(0, fit.bit_length() - 1), 1 << (wanted - 1).bit_length())
 
 
 @dataclass(frozen=True)
@@ -221,22 +123,26 @@ class Attention:
     def __init__(
         self, k: Builder, shape: Shape, keys: Cache, values: Cache, position: Scalar,
         tokens: Scalar | int, *, first: int = 0, count: int | None = None,
+        tiles: int | None = None,
     ) -> None:  # fmt: skip
+        """`tiles`: of `lanes` keys in a block, a power of two (default: `block_tiles`)."""
         check_shape(shape, k.chip.lanes)
         self.k, self.shape, self.first = k, shape, first
         self.count = shape.batch if count is None else count
         self.tokens = tokens
         lanes = k.chip.lanes
-        shift = int(math.log2(lanes))
-        self.within = position & (lanes - 1)
-        self.older = position >> shift
+        self.tiles = block_tiles(k.chip, shape, self.count) if tiles is None else tiles
+        self.block = self.tiles * lanes
+        self.within = position & (self.block - 1)
+        self.full = self.within >> int(math.log2(lanes))  # tiles before that of the new tokens
+        self.older = position >> int(math.log2(self.block))
         self.position = position
-        self.known = self.within + tokens
+        self.known = (position & (lanes - 1)) + tokens  # keys in the tile of the new tokens
         self.layout = HeadLayout(k, shape.head_dim)
         self.cache = (keys, values)
         self.row_bytes = shape.head_dim * 2
-        # the current tile: [kv head][sequence][lanes rows], a column tile after the other
-        rows = self.count * shape.kv_heads * lanes
+        # the current block: [kv head][sequence][block rows], a column tile after the other
+        rows = self.count * shape.kv_heads * self.block
         self.current = tuple(k.tensor(Kind.SPM_BF16, rows, shape.head_dim) for _ in range(2))
         self._load_current()
 
@@ -244,31 +150,31 @@ class Attention:
         return self.shape.context * self.row_bytes
 
     def _load_current(self) -> None:
-        """Older rows of the tile that the new tokens lie in."""
-        k, shape, lanes = self.k, self.shape, self.k.chip.lanes
-        start = self.older * (lanes * self.row_bytes)
+        """Older rows of the block that the new tokens lie in."""
+        k, shape = self.k, self.shape
+        start = self.older * (self.block * self.row_bytes)
         with k.scope("attention"):
             for cache, tile in zip(self.cache, self.current, strict=True):
                 for b in range(self.count):
                     for g in range(shape.kv_heads):
                         at = cache.offset(self.first + b) + g * self._head_bytes()
                         ops.load(
-                            k, tile.rows_from(self._row(g, b), lanes), cache.hbm.at(start, at),
+                            k, tile.rows_from(self._row(g, b), self.block), cache.hbm.at(start, at),
                             rows=self.within, row_bytes=self.row_bytes,
                         )  # fmt: skip
 
     def _row(self, g: int, b: int) -> int:
-        return (g * self.count + b) * self.k.chip.lanes
+        return (g * self.count + b) * self.block
 
     @property
     def head_stride(self) -> int:
-        """Rows from one kv head to the next in the current tile."""
-        return self.count * self.k.chip.lanes
+        """Rows from one kv head to the next in the current block."""
+        return self.count * self.block
 
     def new_rows(self, which: int) -> Tensor:
         """Where the vector unit writes new keys (0) or values (1): row of sequence b, token s."""
         t = self.current[which]
-        stride = self.k.chip.lanes if self.shape.tokens == 1 else 1
+        stride = self.block if self.count > 1 else 1
         return replace(
             t, rows=self.count if self.shape.tokens == 1 else self.shape.tokens, row_stride=stride
         ).at(self.within)
@@ -309,9 +215,10 @@ class Attention:
             buffers = min(2, len(self.parts))
             p: list[Tensor] = []
             for _ in range(buffers):
-                p.append(k.tensor(Kind.SPM_BF16, part_rows, k.chip.lanes, avoid=(q, *p)))
-            self._first_tile(q, p, o, part_rows)
-            self._older_tiles(q, p, o, part_rows)
+                p.append(k.tensor(Kind.SPM_BF16, part_rows, self.block, avoid=(q, *p)))
+            self._current_block(q, p, o, part_rows)
+            if shape.context > self.block:
+                self._older_blocks(q, p, o, part_rows)
             self._finish(o, dst, rows)
             k.free(o, *p, *self.current)
             for t in stats:
@@ -334,7 +241,7 @@ class Attention:
         group = self.shape.group
         return range(part[0] * group, (part[-1] + 1) * group)
 
-    def _blocks(self, part: list[int]):
+    def _maps(self, part: list[int]) -> Iterator[tuple[int, int, Scalar | int]]:
         """(row within the part, head, row count) of vector work with one mask limit."""
         if self.decode:
             yield 0, 0, self.count * self.shape.heads
@@ -342,20 +249,20 @@ class Attention:
             for i, h in enumerate(self._heads(part)):
                 yield i * self.shape.tokens, h, self.tokens
 
-    def _scores(
-        self, q: Tensor, s: Tensor, part: list[int], keys: Tensor, row_of, n: Scalar | int
-    ) -> None:
-        """s = q K^T for every sequence and kv head of a part; keys at rows `row_of(g, b)`."""
+    def _scores(self, q: Tensor, s: Tensor, part: list[int], keys: Tensor, n: Scalar | int) -> None:
+        """s = q K^T for every sequence and kv head of a part: n keys of the tile at `keys`."""
         k, lay = self.k, self.layout
         for b in range(self.count):
             for g in part:
                 for tile in range(lay.tiles):
-                    kt = keys.rows_from(row_of(g, b), k.chip.lanes)
+                    kt = keys.rows_from(self._row(g, b), k.chip.lanes)
                     ops.load_stationary(k, kt, tile, lay.width, n, transposed=True)
                     mode = Accumulate.ADD if tile else Accumulate.WRITE
                     self._stream_group(q, s, part, b, g, tile, mode)
 
-    def _stream_group(self, q, s, part, b, g, tile, mode) -> None:
+    def _stream_group(
+        self, q: Tensor, s: Tensor, part: list[int], b: int, g: int, tile: int, mode: Accumulate
+    ) -> None:
         k, shape = self.k, self.shape
         base = q.base + tile * q.tile_stride
         if self.decode:
@@ -374,27 +281,30 @@ class Attention:
             ops.stream(k, s.rows_from(at, shape.tokens), moving, rows=self.tokens, accumulate=mode)
 
     def _weighted(
-        self, p: Tensor, t: Tensor, part: list[int], values: Tensor, row_of, n: Scalar | int
-    ) -> None:
-        """t = p V for every sequence and kv head of a part."""
+        self, p: Tensor, t: Tensor, part: list[int], values: Tensor, n: Scalar | int,
+        mode: Accumulate,
+    ) -> None:  # fmt: skip
+        """t (+)= p V for every sequence and kv head of a part: n keys of the tile at `values`."""
         k, shape, lay = self.k, self.shape, self.layout
         head0 = self._heads(part)[0]
         for b in range(self.count):
             for g in part:
                 for tile in range(lay.tiles):
-                    vt = values.rows_from(row_of(g, b), k.chip.lanes)
+                    vt = values.rows_from(self._row(g, b), k.chip.lanes)
                     ops.load_stationary(k, vt, tile, n, lay.width)
                     out = t.tile(tile)
                     first = g * shape.group
                     if self.decode:
                         at = b * shape.heads + first
-                        ops.stream(k, out.rows_from(at, shape.group), p.rows_from(at, shape.group))
+                        ops.stream(k, out.rows_from(at, shape.group), p.rows_from(at, shape.group),
+                                   accumulate=mode)  # fmt: skip
                         continue
                     for h in range(first, first + shape.group):
                         at = (h - head0) * shape.tokens
-                        ops.stream(k, out.rows_from(at, 1), p.rows_from(at, 1), rows=self.tokens)
+                        ops.stream(k, out.rows_from(at, 1), p.rows_from(at, 1), rows=self.tokens,
+                                   accumulate=mode)  # fmt: skip
 
-    def _pipeline(self, begin, end) -> None:
+    def _pipeline(self, begin: Callable[[int], None], end: Callable[[int], None]) -> None:
         """begin(i) for part i + 1 runs ahead of end(i)."""
         begin(0)
         for i in range(len(self.parts)):
@@ -405,32 +315,53 @@ class Attention:
     def _score_buffers(self, rows: int, avoid: tuple[Tensor, ...]) -> list[Tensor]:
         out: list[Tensor] = []
         for _ in range(min(2, len(self.parts))):
-            out.append(self.k.tensor(Kind.ACC, rows, self.k.chip.lanes, avoid=(*avoid, *out)))
+            out.append(self.k.tensor(Kind.ACC, rows, self.block, avoid=(*avoid, *out)))
         return out
 
-    def _first_tile(self, q: Tensor, p: list[Tensor], o: Tensor, part_rows: int) -> None:
-        """The tile with the new tokens: masked, sets m, l and o."""
-        k = self.k
+    def _last(self, t: Tensor, step: int) -> Tensor:
+        """The new tokens' tile of the current block, whose tiles lie `step` rows apart."""
+        return t if self.tiles == 1 else t.at(self.full * step)
+
+    def _before_last(self, t: Tensor, keys: Tensor, body: Callable[[Tensor, Tensor], None]) -> None:
+        """Loops over the tiles before that one: body(tile of t, tile of keys or values)."""
+        if self.tiles == 1:
+            return
+        with self.k.loop(self.full, (ops.MXU,)) as loop:
+            rows, keys_rows = loop.var(0, t.tile_stride), loop.var(0, self.k.chip.lanes)
+            body(t.at(rows), keys.at(keys_rows))
+
+    def _current_block(self, q: Tensor, p: list[Tensor], o: Tensor, part_rows: int) -> None:
+        """The block with the new tokens: masked, sets m, l and o."""
+        k, lanes = self.k, self.k.chip.lanes
         below = (self.within, 1, 0 if self.decode else 1)
         scores = self._score_buffers(part_rows, (o,))
 
         def begin(i: int) -> None:
-            s = scores[i % len(scores)]
-            self._scores(q, s, self.parts[i], self.current[0], self._row, self.known)
+            s, part, keys = scores[i % len(scores)], self.parts[i], self.current[0]
+            self._before_last(
+                s, keys, lambda tile, before: self._scores(q, tile, part, before, lanes)
+            )
+            last = self._last(s, s.tile_stride)
+            self._scores(q, last, part, self._last(keys, lanes), self.known)
 
         def end(i: int) -> None:
             s, pi, part = scores[i % len(scores)], p[i % len(p)], self.parts[i]
-            for at, h, n in self._blocks(part):
+            for at, h, n in self._maps(part):
                 ops.vector(k, s.rows_from(at, 1), rows=n, below=below, reduce=Reduce.MAX,
                            reduce_dst=self._packed_row(self.m, h))  # fmt: skip
-            for at, h, n in self._blocks(part):
+            for at, h, n in self._maps(part):
                 ops.vector(
                     k, s.rows_from(at, 1), self._packed_row(self.m, h).scalars(),
                     dst=pi.rows_from(at, 1), combine=Combine.SUB, function=Function.EXP2, rows=n,
                     below=below, reduce=Reduce.SUM, reduce_dst=self._packed_row(self.l, h),
                 )  # fmt: skip
-            out = o.rows_from(i * part_rows, part_rows)
-            self._weighted(pi, out, part, self.current[1], self._row, self.known)
+            out, values = o.rows_from(i * part_rows, part_rows), self.current[1]
+            last = self._last(pi, pi.tile_stride)
+            self._weighted(last, out, part, self._last(values, lanes), self.known, Accumulate.WRITE)
+            self._before_last(
+                pi, values,
+                lambda tile, before: self._weighted(tile, out, part, before, lanes, Accumulate.ADD),
+            )  # fmt: skip
 
         self._pipeline(begin, end)
         self._stat(self.m, dst=self.mt)
@@ -440,34 +371,36 @@ class Attention:
     def _packed_row(self, t: Tensor, h: int) -> Tensor:
         return t if self.decode else t.rows_from(h, 1)
 
-    def _older_tiles(self, q: Tensor, p: list[Tensor], o: Tensor, part_rows: int) -> None:
+    def _older_blocks(self, q: Tensor, p: list[Tensor], o: Tensor, part_rows: int) -> None:
         k, shape, lanes = self.k, self.shape, self.k.chip.lanes
-        half = self.count * shape.kv_heads * lanes
+        half = self.count * shape.kv_heads * self.block
         ring, step = k.ring(2 * half, shape.head_dim, 2, avoid=(q, *p))
         scores = self._score_buffers(part_rows, (o,))
         sums = [k.tensor(Kind.ACC, part_rows, shape.head_dim, avoid=(o, *scores)) for _ in scores]
         queues = (ops.MXU, ops.VPU, k.load_queue)
         with k.loop(self.older, queues, ring=2, rings=(ring,)) as loop:
             here = ring.at(loop.var(0, step, wrap=2 * step))
-            where = loop.var(0, lanes * self.row_bytes)
+            where = loop.var(0, self.block * self.row_bytes)
             for side, cache in enumerate(self.cache):
                 for b in range(self.count):
                     for g in range(shape.kv_heads):
                         at = cache.offset(self.first + b) + g * self._head_bytes()
                         ops.load(
-                            k, here.rows_from(side * half + self._row(g, b), lanes),
+                            k, here.rows_from(side * half + self._row(g, b), self.block),
                             cache.hbm.at(where, at), row_bytes=self.row_bytes,
                         )  # fmt: skip
 
             def begin(i: int) -> None:
                 s = scores[i % len(scores)]
-                self._scores(q, s, self.parts[i], here, self._row, lanes)
+                for tile in range(self.tiles):
+                    keys = here.rows_from(tile * lanes, lanes)
+                    self._scores(q, s.tile(tile), self.parts[i], keys, lanes)
 
             def end(i: int) -> None:
                 s, t = scores[i % len(scores)], sums[i % len(sums)]
                 self._older_part(i, s, t, p[i % len(p)], here.rows_from(half, half))
                 out = o.rows_from(i * part_rows, part_rows)
-                for at, h, n in self._blocks(self.parts[i]):
+                for at, h, n in self._maps(self.parts[i]):
                     ops.vector(
                         k, out.rows_from(at, 1), self._packed_row(self.alpha, h).scalars(),
                         t.rows_from(at, 1), dst=out.rows_from(at, 1), combine=Combine.FMA, rows=n,
@@ -478,13 +411,13 @@ class Attention:
         k.free_ring(ring, step)
 
     def _older_part(self, i: int, s: Tensor, t: Tensor, p: Tensor, values: Tensor) -> None:
-        """Softmax statistics and p of one part against one older tile, and t = p V."""
+        """Softmax statistics and p of one part against one older block, and t = p V."""
         k, part = self.k, self.parts[i]
         heads = self._heads(part)
-        for at, h, n in self._blocks(part):
+        for at, h, n in self._maps(part):
             ops.vector(k, s.rows_from(at, 1), rows=n, reduce=Reduce.MAX,
                        reduce_dst=self._packed_row(self.mt, h), reduce_accumulate=True)  # fmt: skip
-        for at, h, n in self._blocks(part):
+        for at, h, n in self._maps(part):
             ops.vector(
                 k, s.rows_from(at, 1), self._packed_row(self.mt, h).scalars(),
                 dst=p.rows_from(at, 1), combine=Combine.SUB, function=Function.EXP2, rows=n,
@@ -492,22 +425,27 @@ class Attention:
             )  # fmt: skip
         self._stat(self.m, self.mt, dst=self.alpha, combine=Combine.SUB, function=Function.EXP2,
                    heads=heads)  # fmt: skip
-        self._weighted(p, t, part, values, self._row, self.k.chip.lanes)
+        lanes = self.k.chip.lanes
+        for tile in range(self.tiles):
+            mode = Accumulate.ADD if tile else Accumulate.WRITE
+            self._weighted(
+                p.tile(tile), t, part, values.rows_from(tile * lanes, lanes), lanes, mode
+            )
         self._stat(self.mt, dst=self.m, heads=heads)
         self._stat(self.l, self.alpha, self.lt, dst=self.l, combine=Combine.FMA, heads=heads)
 
     def _finish(self, o: Tensor, dst: Tensor, rows: Scalar | int) -> None:
         k, shape = self.k, self.shape
         self._stat(self.l, dst=self.l, function=Function.RECIP)
-        for at, h, n in self._blocks(list(range(shape.kv_heads))):
+        for at, h, n in self._maps(list(range(shape.kv_heads))):
             ops.vector(k, o.rows_from(at, 1), self._packed_row(self.l, h).scalars(),
                        dst=o.rows_from(at, 1), combine=Combine.MUL, rows=n)  # fmt: skip
         if self.decode:
             into = dst.rows_from(self.first, self.count)
-            merge_heads(k, o, into, self.layout, shape, rows=self.count, head_stride=1,
+            merge_heads(k, o, into, self.layout, shape.heads, rows=self.count, head_stride=1,
                         row_stride=shape.heads)  # fmt: skip
         else:
-            merge_heads(k, o, dst, self.layout, shape, rows=rows, head_stride=shape.tokens,
+            merge_heads(k, o, dst, self.layout, shape.heads, rows=rows, head_stride=shape.tokens,
                         row_stride=1)  # fmt: skip
 
 
