@@ -95,7 +95,8 @@ class Launch:
         for finish in rest:
             finish()
         out = k.tensor(Kind.SPM_BF16, shape.rows, hq * case.d, avoid=(q,))
-        layer.run(q, out, rows=rows)
+        layer.start(q)
+        layer.finish(out, rows=rows)
         trial.store("out", out, rows=case.tokens if case.chunk > 1 else case.batch)
 
     def parts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -336,15 +336,18 @@ class Lowering:
             for finish in rest:
                 finish()
         dst = k.tensor(Kind.SPM_BF16, op.out.rows, op.out.width, avoid=(q,))
-        for at in range(0, graph.batch, SEQUENCES_PER_CHUNK):
-            chunk = first if at == 0 else self._chunk(shape, keys, values, at)
-            if at:
-                with k.scope("qkv"):
-                    for finish in self._split_new(op, acc, chunk, layout, rope):
-                        finish()
-            if at + SEQUENCES_PER_CHUNK >= graph.batch:
-                k.free(acc)
-            chunk.run(q, dst, rows=rows)
+        first.start(q)
+        chunk = first
+        for at in range(SEQUENCES_PER_CHUNK, graph.batch, SEQUENCES_PER_CHUNK):
+            following = self._chunk(shape, keys, values, at)
+            with k.scope("qkv"):
+                for finish in self._split_new(op, acc, following, layout, rope):
+                    finish()
+            following.start(q)
+            chunk.finish(dst, rows=rows)
+            chunk = following
+        k.free(acc)
+        chunk.finish(dst, rows=rows)
         k.free(q)
         self.keep(op.out, dst)
         for source in sources:

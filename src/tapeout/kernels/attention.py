@@ -117,7 +117,9 @@ class Cache:
 class Attention:
     """Attention of one layer for sequences [first, first + count) of the batch.
 
-    Use: make it, write new keys and values to `new_rows(0)` and `new_rows(1)`, then `run`.
+    Use: make it, write new keys and values to `new_rows(0)` and `new_rows(1)`, then `start` and
+    `finish`. Between the two the array may start another one: its products run while the vector
+    unit is at this one's softmax.
     """
 
     def __init__(
@@ -195,34 +197,52 @@ class Attention:
 
     # --- the flash loop ---------------------------------------------------------------------------
 
-    def run(self, q: Tensor, dst: Tensor, *, rows: Scalar | int) -> None:
-        """dst [M, heads * d] (spm_bf16) = attention of q (heads apart: `split_heads`)."""
+    def start(self, q: Tensor) -> None:
+        """Takes the queries (heads apart: `split_heads`) and begins with their scores."""
+        k, shape = self.k, self.shape
+        self.q, self.decode = q, shape.tokens == 1
+        total = self.count * shape.heads if self.decode else shape.heads * shape.tokens
+        # One part of the heads is in the array while another is in the vector unit.
+        self.parts = [list(range(shape.kv_heads))]
+        if not self.decode:
+            self.parts = [[g] for g in range(shape.kv_heads)]
+        self.part_rows = total // len(self.parts)
+        with k.scope("attention"):
+            self.o = k.tensor(Kind.ACC, total, shape.head_dim)
+            if self.decode:
+                self.stats = [k.packed(total) for _ in range(5)]
+            else:
+                self.stats = [k.packed(shape.tokens, shape.heads) for _ in range(5)]
+            self.m, self.l, self.mt, self.lt, self.alpha = self.stats
+            self.p: list[Tensor] = []
+            self.s: list[Tensor] = []
+            for _ in range(min(2, len(self.parts))):
+                self.p.append(
+                    k.tensor(Kind.SPM_BF16, self.part_rows, self.block, avoid=(q, *self.p))
+                )
+                self.s.append(
+                    k.tensor(Kind.ACC, self.part_rows, self.block, avoid=(self.o, *self.s))
+                )
+            self._current_scores(0)
+
+    def finish(self, dst: Tensor, *, rows: Scalar | int) -> None:
+        """dst [M, heads * d] (spm_bf16) = attention of the queries that it was started with."""
         k, shape = self.k, self.shape
         with k.scope("attention"):
-            self.decode = shape.tokens == 1
-            total = self.count * shape.heads if self.decode else shape.heads * shape.tokens
-            o = k.tensor(Kind.ACC, total, shape.head_dim)
-            if self.decode:
-                stats = [k.packed(total) for _ in range(5)]
-            else:
-                stats = [k.packed(shape.tokens, shape.heads) for _ in range(5)]
-            self.m, self.l, self.mt, self.lt, self.alpha = stats
-            # One part of the heads is in the array while another is in the vector unit.
-            self.parts = [list(range(shape.kv_heads))]
-            if not self.decode:
-                self.parts = [[g] for g in range(shape.kv_heads)]
-            part_rows = total // len(self.parts)
-            buffers = min(2, len(self.parts))
-            p: list[Tensor] = []
-            for _ in range(buffers):
-                p.append(k.tensor(Kind.SPM_BF16, part_rows, self.block, avoid=(q, *p)))
-            self._current_block(q, p, o, part_rows)
+            self._pipeline(self._current_scores, self._current_values)
+            self._stat(self.m, dst=self.mt)
+            self.store_new()
             if shape.context > self.block:
-                self._older_blocks(q, p, o, part_rows)
-            self._finish(o, dst, rows)
-            k.free(o, *p, *self.current)
-            for t in stats:
+                self._older_blocks()
+            self._divide(dst, rows)
+            k.free(self.o, *self.s, *self.p, *self.current)
+            for t in self.stats:
                 k.free_packed(t)
+
+    def _buffers(self, i: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(scores, p, sums) of part i."""
+        s, p = self.s[i % len(self.s)], self.p[i % len(self.p)]
+        return s, p, self.o.rows_from(i * self.part_rows, self.part_rows)
 
     def _stat(self, t: Tensor, *args, heads: range | None = None, **kwargs) -> None:
         """A map over packed statistics: of all rows, or of some heads."""
@@ -249,7 +269,7 @@ class Attention:
             for i, h in enumerate(self._heads(part)):
                 yield i * self.shape.tokens, h, self.tokens
 
-    def _scores(self, q: Tensor, s: Tensor, part: list[int], keys: Tensor, n: Scalar | int) -> None:
+    def _scores(self, s: Tensor, part: list[int], keys: Tensor, n: Scalar | int) -> None:
         """s = q K^T for every sequence and kv head of a part: n keys of the tile at `keys`."""
         k, lay = self.k, self.layout
         for b in range(self.count):
@@ -258,12 +278,12 @@ class Attention:
                     kt = keys.rows_from(self._row(g, b), k.chip.lanes)
                     ops.load_stationary(k, kt, tile, lay.width, n, transposed=True)
                     mode = Accumulate.ADD if tile else Accumulate.WRITE
-                    self._stream_group(q, s, part, b, g, tile, mode)
+                    self._stream_group(s, part, b, g, tile, mode)
 
     def _stream_group(
-        self, q: Tensor, s: Tensor, part: list[int], b: int, g: int, tile: int, mode: Accumulate
+        self, s: Tensor, part: list[int], b: int, g: int, tile: int, mode: Accumulate
     ) -> None:
-        k, shape = self.k, self.shape
+        k, shape, q = self.k, self.shape, self.q
         base = q.base + tile * q.tile_stride
         if self.decode:
             # q rows: head * batch rows + sequence
@@ -305,18 +325,11 @@ class Attention:
                                    accumulate=mode)  # fmt: skip
 
     def _pipeline(self, begin: Callable[[int], None], end: Callable[[int], None]) -> None:
-        """begin(i) for part i + 1 runs ahead of end(i)."""
-        begin(0)
+        """begin(i) for part i + 1 runs ahead of end(i); begin(0) has been called."""
         for i in range(len(self.parts)):
             if i + 1 < len(self.parts):
                 begin(i + 1)
             end(i)
-
-    def _score_buffers(self, rows: int, avoid: tuple[Tensor, ...]) -> list[Tensor]:
-        out: list[Tensor] = []
-        for _ in range(min(2, len(self.parts))):
-            out.append(self.k.tensor(Kind.ACC, rows, self.block, avoid=(*avoid, *out)))
-        return out
 
     def _last(self, t: Tensor, step: int) -> Tensor:
         """The new tokens' tile of the current block, whose tiles lie `step` rows apart."""
@@ -330,53 +343,51 @@ class Attention:
             rows, keys_rows = loop.var(0, t.tile_stride), loop.var(0, self.k.chip.lanes)
             body(t.at(rows), keys.at(keys_rows))
 
-    def _current_block(self, q: Tensor, p: list[Tensor], o: Tensor, part_rows: int) -> None:
-        """The block with the new tokens: masked, sets m, l and o."""
-        k, lanes = self.k, self.k.chip.lanes
+    def _current_scores(self, i: int) -> None:
+        """Scores of a part against the block with the new tokens."""
+        s, part, keys, lanes = (
+            self._buffers(i)[0],
+            self.parts[i],
+            self.current[0],
+            self.k.chip.lanes,
+        )
+        self._before_last(s, keys, lambda tile, before: self._scores(tile, part, before, lanes))
+        last = self._last(s, s.tile_stride)
+        self._scores(last, part, self._last(keys, lanes), self.known)
+
+    def _current_values(self, i: int) -> None:
+        """Softmax of those scores, masked: sets m, l and o."""
+        k, lanes, part = self.k, self.k.chip.lanes, self.parts[i]
         below = (self.within, 1, 0 if self.decode else 1)
-        scores = self._score_buffers(part_rows, (o,))
-
-        def begin(i: int) -> None:
-            s, part, keys = scores[i % len(scores)], self.parts[i], self.current[0]
-            self._before_last(
-                s, keys, lambda tile, before: self._scores(q, tile, part, before, lanes)
-            )
-            last = self._last(s, s.tile_stride)
-            self._scores(q, last, part, self._last(keys, lanes), self.known)
-
-        def end(i: int) -> None:
-            s, pi, part = scores[i % len(scores)], p[i % len(p)], self.parts[i]
-            for at, h, n in self._maps(part):
-                ops.vector(k, s.rows_from(at, 1), rows=n, below=below, reduce=Reduce.MAX,
-                           reduce_dst=self._packed_row(self.m, h))  # fmt: skip
-            for at, h, n in self._maps(part):
-                ops.vector(
-                    k, s.rows_from(at, 1), self._packed_row(self.m, h).scalars(),
-                    dst=pi.rows_from(at, 1), combine=Combine.SUB, function=Function.EXP2, rows=n,
-                    below=below, reduce=Reduce.SUM, reduce_dst=self._packed_row(self.l, h),
-                )  # fmt: skip
-            out, values = o.rows_from(i * part_rows, part_rows), self.current[1]
-            last = self._last(pi, pi.tile_stride)
-            self._weighted(last, out, part, self._last(values, lanes), self.known, Accumulate.WRITE)
-            self._before_last(
-                pi, values,
-                lambda tile, before: self._weighted(tile, out, part, before, lanes, Accumulate.ADD),
+        s, p, o = self._buffers(i)
+        for at, h, n in self._maps(part):
+            ops.vector(k, s.rows_from(at, 1), rows=n, below=below, reduce=Reduce.MAX,
+                       reduce_dst=self._packed_row(self.m, h))  # fmt: skip
+        for at, h, n in self._maps(part):
+            ops.vector(
+                k, s.rows_from(at, 1), self._packed_row(self.m, h).scalars(),
+                dst=p.rows_from(at, 1), combine=Combine.SUB, function=Function.EXP2, rows=n,
+                below=below, reduce=Reduce.SUM, reduce_dst=self._packed_row(self.l, h),
             )  # fmt: skip
-
-        self._pipeline(begin, end)
-        self._stat(self.m, dst=self.mt)
-        self.store_new()
-        k.free(*scores)
+        values = self.current[1]
+        last = self._last(p, p.tile_stride)
+        self._weighted(last, o, part, self._last(values, lanes), self.known, Accumulate.WRITE)
+        self._before_last(
+            p, values,
+            lambda tile, before: self._weighted(tile, o, part, before, lanes, Accumulate.ADD),
+        )  # fmt: skip
 
     def _packed_row(self, t: Tensor, h: int) -> Tensor:
         return t if self.decode else t.rows_from(h, 1)
 
-    def _older_blocks(self, q: Tensor, p: list[Tensor], o: Tensor, part_rows: int) -> None:
+    def _older_blocks(self) -> None:
         k, shape, lanes = self.k, self.shape, self.k.chip.lanes
         half = self.count * shape.kv_heads * self.block
-        ring, step = k.ring(2 * half, shape.head_dim, 2, avoid=(q, *p))
-        scores = self._score_buffers(part_rows, (o,))
-        sums = [k.tensor(Kind.ACC, part_rows, shape.head_dim, avoid=(o, *scores)) for _ in scores]
+        ring, step = k.ring(2 * half, shape.head_dim, 2, avoid=(self.q, *self.p))
+        sums = [
+            k.tensor(Kind.ACC, self.part_rows, shape.head_dim, avoid=(self.o, *self.s))
+            for _ in self.s
+        ]
         queues = (ops.MXU, ops.VPU, k.load_queue)
         with k.loop(self.older, queues, ring=2, rings=(ring,)) as loop:
             here = ring.at(loop.var(0, step, wrap=2 * step))
@@ -391,28 +402,28 @@ class Attention:
                         )  # fmt: skip
 
             def begin(i: int) -> None:
-                s = scores[i % len(scores)]
                 for tile in range(self.tiles):
                     keys = here.rows_from(tile * lanes, lanes)
-                    self._scores(q, s.tile(tile), self.parts[i], keys, lanes)
+                    self._scores(self._buffers(i)[0].tile(tile), self.parts[i], keys, lanes)
 
             def end(i: int) -> None:
-                s, t = scores[i % len(scores)], sums[i % len(sums)]
-                self._older_part(i, s, t, p[i % len(p)], here.rows_from(half, half))
-                out = o.rows_from(i * part_rows, part_rows)
+                t, o = sums[i % len(sums)], self._buffers(i)[2]
+                self._older_part(i, t, here.rows_from(half, half))
                 for at, h, n in self._maps(self.parts[i]):
                     ops.vector(
-                        k, out.rows_from(at, 1), self._packed_row(self.alpha, h).scalars(),
-                        t.rows_from(at, 1), dst=out.rows_from(at, 1), combine=Combine.FMA, rows=n,
+                        k, o.rows_from(at, 1), self._packed_row(self.alpha, h).scalars(),
+                        t.rows_from(at, 1), dst=o.rows_from(at, 1), combine=Combine.FMA, rows=n,
                     )  # fmt: skip
 
+            begin(0)
             self._pipeline(begin, end)
-        k.free(*scores, *sums)
+        k.free(*sums)
         k.free_ring(ring, step)
 
-    def _older_part(self, i: int, s: Tensor, t: Tensor, p: Tensor, values: Tensor) -> None:
+    def _older_part(self, i: int, t: Tensor, values: Tensor) -> None:
         """Softmax statistics and p of one part against one older block, and t = p V."""
         k, part = self.k, self.parts[i]
+        s, p, _ = self._buffers(i)
         heads = self._heads(part)
         for at, h, n in self._maps(part):
             ops.vector(k, s.rows_from(at, 1), rows=n, reduce=Reduce.MAX,
@@ -434,8 +445,9 @@ class Attention:
         self._stat(self.mt, dst=self.m, heads=heads)
         self._stat(self.l, self.alpha, self.lt, dst=self.l, combine=Combine.FMA, heads=heads)
 
-    def _finish(self, o: Tensor, dst: Tensor, rows: Scalar | int) -> None:
-        k, shape = self.k, self.shape
+    def _divide(self, dst: Tensor, rows: Scalar | int) -> None:
+        """dst = o / l, heads side by side again."""
+        k, shape, o = self.k, self.shape, self.o
         self._stat(self.l, dst=self.l, function=Function.RECIP)
         for at, h, n in self._maps(list(range(shape.kv_heads))):
             ops.vector(k, o.rows_from(at, 1), self._packed_row(self.l, h).scalars(),
