@@ -324,11 +324,11 @@ class Lowering:
         )
         q = k.tensor(Kind.SPM_BF16, op.heads * x.rows, op.head_dim)
         matrix = self.matrix(*(s.weight for s in sources))
-        first = self._chunk(shape, keys, values, 0)
+        chunks = [self._chunk(shape, keys, values, 0)]
         with k.scope("qkv"):
             acc = k.tensor(Kind.ACC, x.rows, matrix.n)
             linear.accumulate(k, self.ring, x, matrix, acc, 0, acc.tiles, rows=rows)
-            rest = self._split_new(op, acc, first, layout, rope)
+            rest = self._split_new(op, acc, chunks[0], layout, rope)
             rest += split_heads(
                 k, acc, q, layout, 0, op.heads, rows=rows, head_stride=x.rows, rope=rope,
                 factor=shape.factor,
@@ -336,18 +336,19 @@ class Lowering:
             for finish in rest:
                 finish()
         dst = k.tensor(Kind.SPM_BF16, op.out.rows, op.out.width, avoid=(q,))
-        first.start(q)
-        chunk = first
-        for at in range(SEQUENCES_PER_CHUNK, graph.batch, SEQUENCES_PER_CHUNK):
-            following = self._chunk(shape, keys, values, at)
-            with k.scope("qkv"):
-                for finish in self._split_new(op, acc, following, layout, rope):
-                    finish()
-            following.start(q)
-            chunk.finish(dst, rows=rows)
-            chunk = following
+        count = -(-graph.batch // SEQUENCES_PER_CHUNK)
+        for at in range(count):
+            if at:
+                with k.scope("qkv"):
+                    for finish in self._split_new(op, acc, chunks[at], layout, rope):
+                        finish()
+            if at + 1 < count:  # its keys and values come while the array is at this one
+                chunks.append(self._chunk(shape, keys, values, (at + 1) * SEQUENCES_PER_CHUNK))
+            chunks[at].start(q)
+            if at:
+                chunks[at - 1].finish(dst, rows=rows)
         k.free(acc)
-        chunk.finish(dst, rows=rows)
+        chunks[-1].finish(dst, rows=rows)
         k.free(q)
         self.keep(op.out, dst)
         for source in sources:

@@ -143,9 +143,12 @@ class Attention:
         self.layout = HeadLayout(k, shape.head_dim)
         self.cache = (keys, values)
         self.row_bytes = shape.head_dim * 2
-        # the current block: [kv head][sequence][block rows], a column tile after the other
+        # K and V of the current block: each [kv head][sequence][block rows]. They share a stripe:
+        # nothing works on one while the other is filled, and a stripe each would halve the number
+        # of chunks that fit.
         rows = self.count * shape.kv_heads * self.block
-        self.current = tuple(k.tensor(Kind.SPM_BF16, rows, shape.head_dim) for _ in range(2))
+        self.held = k.tensor(Kind.SPM_BF16, 2 * rows, shape.head_dim)
+        self.current = tuple(self.held.rows_from(side * rows, rows) for side in range(2))
         self._load_current()
 
     def _head_bytes(self) -> int:
@@ -235,7 +238,7 @@ class Attention:
             if shape.context > self.block:
                 self._older_blocks()
             self._divide(dst, rows)
-            k.free(self.o, *self.s, *self.p, *self.current)
+            k.free(self.o, *self.s, *self.p, self.held)
             for t in self.stats:
                 k.free_packed(t)
 

@@ -13,6 +13,7 @@ token channel of their own; accesses before and after the loop meet it at an ent
 instruction; edges to the next iteration carry tokens posted before the loop and taken after it.
 """
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,7 +45,7 @@ ARGS_BASE = 1  # base register of the launch arguments
 _STRAIGHT, _INSIDE, _CARRIED, _RING = range(4)  # token channels of a pair of queues
 VMEM_BLOCK = 8  # vmem is ordered in blocks of this many rows
 MEMORIES = {Kind.SPM_BF16: "spm", Kind.SPM_FP32: "spm", Kind.VMEM: "vmem", Kind.ACC: "acc"}
-_HERE = str(Path(__file__).parent)
+_NOT_KERNELS = (str(Path(__file__).parent), contextlib.__file__)  # frames between kernel and node
 
 
 @dataclass
@@ -144,7 +145,7 @@ class Builder:
 
     def _source(self) -> int:
         frame = sys._getframe(1)
-        while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
+        while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_KERNELS):
             frame = frame.f_back
         kernel, layer = self.scopes[-1]
         file = Path(frame.f_code.co_filename)
