@@ -21,6 +21,12 @@ void Machine::exec_load(const isa::MxuLoadNow& i) {
   tile.k = i.k;
   tile.n = i.n;
   if (!functional_) return;
+  int64_t step_bytes = 0;
+  if (i.stride == 1)
+    if (const uint16_t* first = spm_.spaced(i.src, count, &step_bytes)) {
+      tile.weights.set_spaced(first, step_bytes, int(i.k), int(i.n), i.transposed != 0);
+      return;
+    }
   const uint16_t* rows[math::kMaxTile];
   if (i.stride == 1 && spm_.views(i.src, count, rows)) {
     tile.weights.set(rows, int(i.k), int(i.n), i.transposed != 0);

@@ -42,10 +42,18 @@ class FtzGuard {
 
 inline constexpr int kMaxTile = 256;  // K and N of a stationary tile
 
-// A stationary tile: K row pointers to N bf16 lanes each (straight), or N row pointers to K lanes
-// each (transposed): w[k][n] = rows[k][n], or rows[n][k]. The pointers are copied, the rows are
-// not: they must stay valid and unchanged until the next set() or release(). Panels of fp32 are
-// made only when a matmul of so many rows comes that they pay.
+// Where the rows of a tile lie: `first` and evenly on from it, or each behind a pointer of its own
+// where `first` is null.
+struct TileRows {
+  const std::uint16_t* const* each = nullptr;
+  const std::uint16_t* first = nullptr;
+  std::ptrdiff_t step_bytes = 0;
+};
+
+// A stationary tile: K rows of N bf16 lanes each (straight), or N rows of K lanes each
+// (transposed): w[k][n] = rows[k][n], or rows[n][k]. Pointers are copied, the rows are not: they
+// must stay valid and unchanged until the next set() or release(). Panels of fp32 are made only
+// when a matmul of so many rows comes that they pay.
 class Stationary {
  public:
   Stationary() = default;
@@ -55,19 +63,28 @@ class Stationary {
 
   // Throws std::invalid_argument unless 1 <= K, N <= kMaxTile.
   void set(const std::uint16_t* const* rows, int K, int N, bool transposed);
+  // The same for rows `step_bytes` apart, without a pointer for each.
+  void set_spaced(const std::uint16_t* first, std::ptrdiff_t step_bytes, int K, int N,
+                  bool transposed);
   // Forget the tile (its panels' memory is kept for the next one).
   void release() { K_ = N_ = 0; }
 
   int K() const { return K_; }
   int N() const { return N_; }
   bool is_transposed() const { return transposed_; }
-  const std::uint16_t* const* rows() const { return rows_; }
+  const std::uint16_t* const* rows();  // a pointer to each
+  TileRows tile_rows() const { return {rows_, first_, step_bytes_}; }
   // Panels in the layout of the level in use, made on first use.
   const float* panels();
   bool has_panels() const { return packed_ != nullptr; }
 
  private:
+  void shape(int K, int N, bool transposed);
+  int count() const { return transposed_ ? N_ : K_; }
+
   const std::uint16_t* rows_[kMaxTile];
+  const std::uint16_t* first_ = nullptr;  // of rows evenly spaced; null where rows_ has them
+  std::ptrdiff_t step_bytes_ = 0;
   float* panels_ = nullptr;       // kMaxTile x (kMaxTile + padding) floats, 64-byte aligned
   const void* packed_ = nullptr;  // the level whose layout the panels have; null where not packed
   int K_ = 0;

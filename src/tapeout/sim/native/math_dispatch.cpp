@@ -104,6 +104,8 @@ Stationary::Stationary(Stationary&& other) noexcept { *this = std::move(other); 
 Stationary& Stationary::operator=(Stationary&& other) noexcept {
   if (this == &other) return *this;
   for (int i = 0; i < kMaxTile; ++i) rows_[i] = other.rows_[i];
+  first_ = other.first_;
+  step_bytes_ = other.step_bytes_;
   std::swap(panels_, other.panels_);
   packed_ = std::exchange(other.packed_, nullptr);
   K_ = std::exchange(other.K_, 0);
@@ -112,18 +114,39 @@ Stationary& Stationary::operator=(Stationary&& other) noexcept {
   return *this;
 }
 
-void Stationary::set(const std::uint16_t* const* rows, int K, int N, bool transposed) {
+void Stationary::shape(int K, int N, bool transposed) {
   if (K < 1 || K > kMaxTile || N < 1 || N > kMaxTile) {
     throw std::invalid_argument("a stationary tile has 1 to " + std::to_string(kMaxTile) +
                                 " rows and lanes, not K = " + std::to_string(K) +
                                 ", N = " + std::to_string(N));
   }
-  const int count = transposed ? N : K;
-  for (int i = 0; i < count; ++i) rows_[i] = rows[i];
   K_ = K;
   N_ = N;
   transposed_ = transposed;
   packed_ = nullptr;
+}
+
+void Stationary::set(const std::uint16_t* const* rows, int K, int N, bool transposed) {
+  shape(K, N, transposed);
+  first_ = nullptr;
+  for (int i = 0; i < count(); ++i) rows_[i] = rows[i];
+}
+
+void Stationary::set_spaced(const std::uint16_t* first, std::ptrdiff_t step_bytes, int K, int N,
+                            bool transposed) {
+  shape(K, N, transposed);
+  first_ = first;
+  step_bytes_ = step_bytes;
+}
+
+const std::uint16_t* const* Stationary::rows() {
+  if (first_ != nullptr) {
+    const auto* at = reinterpret_cast<const std::uint8_t*>(first_);
+    for (int i = 0; i < count(); ++i, at += step_bytes_)
+      rows_[i] = reinterpret_cast<const std::uint16_t*>(at);
+    first_ = nullptr;
+  }
+  return rows_;
 }
 
 const float* Stationary::panels() {
@@ -133,7 +156,7 @@ const float* Stationary::panels() {
     constexpr std::size_t kPadding = 64;  // lanes the last panel may round up to
     panels_ = static_cast<float*>(aligned(kMaxTile * (kMaxTile + kPadding) * sizeof(float)));
   }
-  level.pack(rows_, K_, N_, transposed_, panels_);
+  level.pack(rows(), K_, N_, transposed_, panels_);
   packed_ = &level;
   return panels_;
 }
@@ -155,7 +178,7 @@ void matmul(Stationary& stationary, const std::uint16_t* const* moving_rows, int
     if (use_panels) {
       level.gemm(x, rows, K, stationary.panels(), N, out, acc_stride, accumulate);
     } else {
-      level.gemv(x, rows, K, stationary.rows(), N, stationary.is_transposed(), out, acc_stride,
+      level.gemv(x, rows, K, stationary.tile_rows(), N, stationary.is_transposed(), out, acc_stride,
                  accumulate);
     }
   }

@@ -52,9 +52,9 @@ struct Gemm {
 
   // Calls use(k, column) for k = 0..K-1, column[l] = rows[l][k] for l < n <= W, else zero: blocks
   // of 2W values a row are read as W pairs and transposed as 32-bit elements.
-  template <class Use>
-  [[gnu::always_inline]] static inline void for_transposed(const std::uint16_t* const* rows, int K,
-                                                           int n, const Use& use) {
+  template <class Rows, class Use>
+  [[gnu::always_inline]] static inline void for_transposed(Rows rows, int K, int n,
+                                                           const Use& use) {
     int k0 = 0;
     if (n == W) {
       for (; k0 + 2 * W <= K; k0 += 2 * W) {
@@ -162,15 +162,27 @@ struct Gemm {
 
   // ---- few moving rows -----------------------------------------------------------------------
 
-  // The first of the strips over 128 columns asks for their lines some rows ahead: whole rows, for
-  // a stream of half rows is slower. Tiles lie one after another, so past the end is the next one.
+  // Rows that lie evenly, in place of a pointer to each.
+  struct Spaced {
+    const std::uint16_t* first;
+    std::ptrdiff_t step_bytes;
+    const std::uint16_t* operator[](int k) const {
+      return reinterpret_cast<const std::uint16_t*>(reinterpret_cast<const std::uint8_t*>(first) +
+                                                    k * step_bytes);
+    }
+    Spaced operator+(int k) const { return {(*this)[k], step_bytes}; }
+  };
+
+  // Strips that take whole rows of 128 columns read memory in order, which the host's own
+  // prefetching follows best. Of narrower ones the first asks for the lines of whole rows some rows
+  // ahead. Tiles lie one after another, so past the end is the next one.
   static constexpr int kAheadLanes = 128;
   static constexpr int kLineLanes = 32;
 
   // M rows by C chunks of 2W columns, straight from bf16: a 32-bit lane holds columns 2l (low half)
   // and 2l + 1 (high half), whose sums are kept apart and woven together at the end.
-  template <int M, int C, bool is_whole>
-  static void strip(const float* x, int K, const std::uint16_t* const* rows, int n0, int lanes,
+  template <int M, int C, bool is_whole, class Rows>
+  static void strip(const float* x, int K, Rows rows, int n0, int lanes,
                     float* acc, std::size_t acc_stride, bool accumulate) {
     F even[M][C], odd[M][C];
 #pragma GCC unroll 8
@@ -180,8 +192,10 @@ struct Gemm {
     }
     for (int k = 0; k < K; ++k) {
       const std::uint16_t* row = rows[k] + n0;
-      if (n0 % kAheadLanes == 0) {
-        for (int l = 0; l < kAheadLanes; l += kLineLanes) B::prefetch(row + l);
+      if constexpr (C * 2 * W < kAheadLanes) {
+        if (n0 % kAheadLanes == 0) {
+          for (int l = 0; l < kAheadLanes; l += kLineLanes) B::prefetch(row + l);
+        }
       }
 #pragma GCC unroll 8
       for (int c = 0; c < C; ++c) {
@@ -210,8 +224,8 @@ struct Gemm {
     }
   }
 
-  template <int M, int C>
-  static void strips(const float* x, int K, const std::uint16_t* const* rows, int n0, int N,
+  template <int M, int C, class Rows>
+  static void strips(const float* x, int K, Rows rows, int n0, int N,
                      float* acc, std::size_t acc_stride, bool accumulate) {
     for (; N - n0 > (C - 1) * 2 * W; n0 += C * 2 * W) {
       const int lanes = N - n0 < C * 2 * W ? N - n0 : C * 2 * W;
@@ -226,8 +240,8 @@ struct Gemm {
     }
   }
 
-  template <int M>
-  static void strip_transposed(const float* x, int K, const std::uint16_t* const* rows, int N,
+  template <int M, class Rows>
+  static void strip_transposed(const float* x, int K, Rows rows, int N,
                                float* acc, std::size_t acc_stride, bool accumulate) {
     for (int n0 = 0; n0 < N; n0 += W) {
       F s[M];
@@ -245,8 +259,8 @@ struct Gemm {
     }
   }
 
-  template <int M>
-  static void gemv_of(const float* x, int rows_moving, int K, const std::uint16_t* const* rows,
+  template <int M, class Rows>
+  static void gemv_of(const float* x, int rows_moving, int K, Rows rows,
                       int N, bool transposed, float* acc, std::size_t acc_stride,
                       bool accumulate) {
     if (rows_moving == M) {
@@ -260,7 +274,8 @@ struct Gemm {
     }
   }
 
-  static void gemv(const float* x, int M, int K, const std::uint16_t* const* rows, int N,
+  template <class Rows>
+  static void gemv_groups(const float* x, int M, int K, Rows rows, int N,
                    bool transposed, float* acc, std::size_t acc_stride, bool accumulate) {
     constexpr int kMost = 7;
     const int groups = (M + kMost - 1) / kMost;
@@ -269,6 +284,16 @@ struct Gemm {
       gemv_of<kMost>(x + static_cast<std::size_t>(m) * K, count, K, rows, N, transposed,
                      acc + m * acc_stride, acc_stride, accumulate);
       m += count;
+    }
+  }
+
+  static void gemv(const float* x, int M, int K, TileRows rows, int N, bool transposed, float* acc,
+                   std::size_t acc_stride, bool accumulate) {
+    if (rows.first != nullptr) {
+      gemv_groups(x, M, K, Spaced{rows.first, rows.step_bytes}, N, transposed, acc, acc_stride,
+                  accumulate);
+    } else {
+      gemv_groups(x, M, K, rows.each, N, transposed, acc, acc_stride, accumulate);
     }
   }
 };

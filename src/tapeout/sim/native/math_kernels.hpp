@@ -21,8 +21,8 @@ struct Kernels {
   void (*pack)(const std::uint16_t* const* rows, int K, int N, bool transposed, float* panels);
   void (*gemm)(const float* x, int M, int K, const float* panels, int N, float* acc,
                std::size_t acc_stride, bool accumulate);
-  void (*gemv)(const float* x, int M, int K, const std::uint16_t* const* rows, int N,
-               bool transposed, float* acc, std::size_t acc_stride, bool accumulate);
+  void (*gemv)(const float* x, int M, int K, TileRows rows, int N, bool transposed, float* acc,
+               std::size_t acc_stride, bool accumulate);
 
   void (*apply[kFunctionCount])(const float* x, float* out, std::size_t n);
   void (*combine[6])(Operand a, Operand b, Operand c, float* out, std::size_t n);

@@ -78,6 +78,19 @@ class Scratchpad {
       }
     }
   }
+  // The first of rows r, r + 1, ... where blocks of views hold all of them, evenly; else null.
+  const uint16_t* spaced(int64_t r, int64_t count, int64_t* step_bytes) const {
+    const Block* block = &blocks_[r / kBlockRows];
+    if (block->source == nullptr) return nullptr;
+    const uint8_t* next = block->source + kBlockRows * block->step_bytes;
+    for (int64_t left = count - (kBlockRows - r % kBlockRows); left > 0; left -= kBlockRows) {
+      ++block;
+      if (block->source != next || block->step_bytes != block[-1].step_bytes) return nullptr;
+      next += kBlockRows * block->step_bytes;
+    }
+    *step_bytes = block->step_bytes;
+    return blocks_[r / kBlockRows].row(r % kBlockRows);
+  }
   // Rows r, r + 1, ... where all of them are views; false where one is not.
   bool views(int64_t r, int64_t count, const uint16_t** to) const {
     const uintptr_t mine = reinterpret_cast<uintptr_t>(own_.data());
