@@ -10,6 +10,7 @@ using isa::Fault;
 using isa::HbmFormat;
 
 constexpr int64_t kCountMax = 65535, kBlockRows = 32;
+constexpr int64_t kAheadRows = 16;  // measured: about a memory latency of copying
 
 struct Shape {
   math::Format format;
@@ -200,14 +201,29 @@ void Machine::fill_rows(const Now& i, int64_t row, const Address& address) {
   const bool words = i.format == int64_t(HbmFormat::FP32);
   const bool spm = i.memory == int64_t(isa::Memory::SPM);
   const size_t n = size_t(i.lanes);
-  const bool view = spm && !words && viewable_[size_t(i.hbm.base)] && i.lanes == lanes_ &&
+  const bool left = spm && !words && viewable_[size_t(i.hbm.base)] && i.lane == 0 &&
                     ((address(0) | uint64_t(i.row_bytes)) & 1) == 0;
-  if (view && !i.indexed && i.row_stride == 1) {
-    spm_.view_rows(row, i.rows, host_.data() + address(0), i.row_bytes);
-    return;
+  const bool view = left && i.lanes == lanes_;
+  int64_t viewed = 0;
+  if (left && !i.indexed && i.row_stride == 1) {
+    const uint8_t* source = host_.data() + address(0);
+    if (view) {
+      spm_.view_rows(row, i.rows, source, i.row_bytes);
+      return;
+    }
+    viewed = spm_.view_lanes(row, i.rows, i.lanes, source, i.row_bytes);
+    row += viewed;
   }
-  for (int64_t r = 0; r < i.rows; ++r, row += i.row_stride) {
+  // Asks the host for what the loop will touch some rows later.
+  const auto ask = [&](int64_t r) {
+    constexpr size_t kLineBytes = 64;
+    const auto* source = host_.data() + address(r);
+    for (size_t b = 0; b < size_t(i.lanes) * 2; b += kLineBytes) __builtin_prefetch(source + b);
+    if (spm) spm_.expect_write(row + kAheadRows * i.row_stride);
+  };
+  for (int64_t r = viewed; r < i.rows; ++r, row += i.row_stride) {
     const uint8_t* from = host_.data() + address(r);
+    if (!view && r + kAheadRows < i.rows) ask(r + kAheadRows);
     if (view) {
       spm_.view(row, reinterpret_cast<const uint16_t*>(from));
     } else if (!spm) {
@@ -252,7 +268,13 @@ void Machine::fill_narrow(const Now& i, math::Format format, int group, int64_t 
       spm_.view_rows(row, i.rows, reinterpret_cast<const uint8_t*>(bits), i.lanes * 2);
       return;
     }
-    for (int64_t r = 0; r < i.rows; ++r, row += i.row_stride, bits += n)
+    int64_t viewed = 0;
+    if (i.lane == 0 && i.row_stride == 1)
+      viewed = spm_.view_lanes(row, i.rows, i.lanes, reinterpret_cast<const uint8_t*>(bits),
+                               i.lanes * 2);
+    row += viewed;
+    bits += viewed * i.lanes;
+    for (int64_t r = viewed; r < i.rows; ++r, row += i.row_stride, bits += n)
       if (i.lanes == lanes_)
         spm_.view(row, bits);
       else

@@ -23,7 +23,7 @@ void Machine::exec_load(const isa::MxuLoadNow& i) {
   if (!functional_) return;
   int64_t step_bytes = 0;
   if (i.stride == 1)
-    if (const uint16_t* first = spm_.spaced(i.src, count, &step_bytes)) {
+    if (const uint16_t* first = spm_.spaced(i.src, count, lanes, &step_bytes)) {
       tile.weights.set_spaced(first, step_bytes, int(i.k), int(i.n), i.transposed != 0);
       return;
     }

@@ -41,7 +41,8 @@ class ZeroArray {
 
 // Rows of `lanes` bf16. A row is its own storage or a view of `lanes` bf16 elsewhere. Blocks of
 // rows that view evenly spaced data are noted as one, so that weights that stream through cost the
-// host no pointer a row.
+// host no pointer a row. Such a block may view the first lanes only: the others are what `at_` says,
+// and who asks for a whole row turns the block into copies.
 class Scratchpad {
  public:
   Scratchpad(int64_t rows, int64_t lanes)
@@ -56,11 +57,13 @@ class Scratchpad {
     for (int64_t r = 0; r < rows_; ++r) at_[r] = own(r);
     for (Block& block : blocks_) block = {};
   }
-  const uint16_t* row(int64_t r) const {
+  const uint16_t* row(int64_t r) {
     const Block& block = blocks_[r / kBlockRows];
+    if (block.lanes != lanes_ && block.source != nullptr) [[unlikely]]
+      settle(r);
     return block.source != nullptr ? block.row(r % kBlockRows) : at_[r];
   }
-  bool is_view(int64_t r) const { return row(r) != own(r); }
+  bool is_view(int64_t r) { return row(r) != own(r); }
   void view(int64_t r, const uint16_t* source) {
     settle(r);
     at_[r] = source;
@@ -69,7 +72,7 @@ class Scratchpad {
   void view_rows(int64_t r, int64_t count, const uint8_t* source, int64_t step_bytes) {
     for (const int64_t end = r + count; r < end;) {
       if (r % kBlockRows == 0 && end - r >= kBlockRows) {
-        blocks_[r / kBlockRows] = {source, step_bytes};
+        blocks_[r / kBlockRows] = {source, step_bytes, lanes_};
         r += kBlockRows;
         source += kBlockRows * step_bytes;
       } else {
@@ -78,27 +81,44 @@ class Scratchpad {
       }
     }
   }
-  // The first of rows r, r + 1, ... where blocks of views hold all of them, evenly; else null.
-  const uint16_t* spaced(int64_t r, int64_t count, int64_t* step_bytes) const {
+  // The same for the first `lanes` of those of the rows that make whole blocks from the start: how
+  // many.
+  int64_t view_lanes(int64_t r, int64_t count, int64_t lanes, const uint8_t* source,
+                     int64_t step_bytes) {
+    if (r % kBlockRows != 0) return 0;
+    const int64_t whole = count / kBlockRows;
+    for (int64_t b = 0; b < whole; ++b, source += kBlockRows * step_bytes) {
+      Block& block = blocks_[r / kBlockRows + b];
+      if (block.source != nullptr && (block.lanes == lanes_ || block.lanes > lanes))
+        settle(r + b * kBlockRows);
+      block = {source, step_bytes, lanes};
+    }
+    return whole * kBlockRows;
+  }
+  // The first of rows r, r + 1, ... where blocks view `lanes` lanes of them all, evenly; else null.
+  const uint16_t* spaced(int64_t r, int64_t count, int64_t lanes, int64_t* step_bytes) const {
     const Block* block = &blocks_[r / kBlockRows];
-    if (block->source == nullptr) return nullptr;
+    if (block->source == nullptr || block->lanes < lanes) return nullptr;
     const uint8_t* next = block->source + kBlockRows * block->step_bytes;
     for (int64_t left = count - (kBlockRows - r % kBlockRows); left > 0; left -= kBlockRows) {
       ++block;
-      if (block->source != next || block->step_bytes != block[-1].step_bytes) return nullptr;
+      if (block->source != next || block->step_bytes != block[-1].step_bytes ||
+          block->lanes < lanes)
+        return nullptr;
       next += kBlockRows * block->step_bytes;
     }
     *step_bytes = block->step_bytes;
     return blocks_[r / kBlockRows].row(r % kBlockRows);
   }
   // Rows r, r + 1, ... where all of them are views; false where one is not.
-  bool views(int64_t r, int64_t count, const uint16_t** to) const {
+  bool views(int64_t r, int64_t count, const uint16_t** to) {
     const uintptr_t mine = reinterpret_cast<uintptr_t>(own_.data());
     const uintptr_t bytes = uintptr_t(rows_ * lanes_) * 2;
     bool owned = false;
     for (const int64_t end = r + count; r < end;) {
       const Block& block = blocks_[r / kBlockRows];
       const int64_t first = r % kBlockRows, n = std::min(end - r, kBlockRows - first);
+      if (block.lanes != lanes_) settle(r);
       if (block.source != nullptr) {
         for (int64_t k = 0; k < n; ++k) to[k] = block.row(first + k);
       } else {
@@ -117,13 +137,25 @@ class Scratchpad {
     for (int64_t r = 0; r < rows_; ++r)
       if (is_view(r)) writable(r, 0, 0);
   }
+  // Asks the host for the lines that writable(r, ...) and the write after it will touch.
+  void expect_write(int64_t r) const {
+    constexpr int64_t kLineLanes = 32;
+    const Block& block = blocks_[r / kBlockRows];
+    const uint16_t *mine = own(r),
+                   *now = block.source != nullptr ? block.row(r % kBlockRows) : at_[r];
+    for (int64_t l = 0; l < lanes_; l += kLineLanes) {
+      __builtin_prefetch(mine + l, 1);
+      if (now != mine) __builtin_prefetch(now + l);
+    }
+  }
   // For a write of lanes [first, first + count); the others keep their values.
   uint16_t* writable(int64_t r, int64_t first, int64_t count) {
     uint16_t* mine = own(r);
     settle(r);
     if (at_[r] != mine) {
-      if (first != 0 || count != lanes_)
-        for (int64_t l = 0; l < lanes_; ++l) mine[l] = at_[r][l];
+      const int64_t end = first + count;
+      std::copy(at_[r], at_[r] + first, mine);
+      std::copy(at_[r] + end, at_[r] + lanes_, mine + end);
       at_[r] = mine;
     }
     return mine;
@@ -134,6 +166,7 @@ class Scratchpad {
   struct Block {
     const uint8_t* source = nullptr;  // of its first row; null where `at_` has its rows
     int64_t step_bytes = 0;
+    int64_t lanes = 0;  // from the first on that are views
     const uint16_t* row(int64_t k) const {
       return reinterpret_cast<const uint16_t*>(source + k * step_bytes);
     }
@@ -143,7 +176,17 @@ class Scratchpad {
     Block& block = blocks_[r / kBlockRows];
     if (block.source == nullptr) return;
     const int64_t first = r / kBlockRows * kBlockRows;
-    for (int64_t k = 0; k < kBlockRows; ++k) at_[first + k] = block.row(k);
+    for (int64_t k = 0; k < kBlockRows; ++k) {
+      const uint16_t*& at = at_[first + k];
+      if (block.lanes == lanes_) {
+        at = block.row(k);
+        continue;
+      }
+      uint16_t* mine = own(first + k);
+      std::copy(block.row(k), block.row(k) + block.lanes, mine);
+      if (at != mine) std::copy(at + block.lanes, at + lanes_, mine + block.lanes);
+      at = mine;
+    }
     block = {};
   }
   uint16_t* own(int64_t r) const { return own_.data() + r * lanes_; }
