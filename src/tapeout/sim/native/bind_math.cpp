@@ -11,6 +11,7 @@
 
 #include "formats.hpp"
 #include "math.hpp"
+#include "memory.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -180,19 +181,22 @@ double gemm_seconds(int M, int K, int N, int tile, int repeats) {
 // M moving rows against `tiles` tiles of K x N bf16 that lie one after another in memory.
 double gemv_seconds(int M, int K, int N, std::size_t tiles, bool transposed, int repeats) {
   const auto x = sample(static_cast<std::size_t>(M) * K);
-  const auto w = sample(tiles * K * N);
+  const std::size_t tile = static_cast<std::size_t>(K) * N;
+  const tapeout::sim::ZeroArray<std::uint16_t> w(tiles * tile);  // pages as those of the HBM
+  {
+    const auto values = sample(tiles * tile);
+    std::copy(values.begin(), values.end(), w.data());
+  }
   std::vector<float> acc(static_cast<std::size_t>(M) * N);
   const auto moving = rows_of(x.data(), M, K);
-  const int count = transposed ? N : K, lanes = transposed ? K : N;
-  std::vector<const std::uint16_t*> rows(count);
+  const int lanes = transposed ? K : N;
   tmath::Stationary stationary;
   nb::gil_scoped_release release;
   return best_seconds(repeats, [&] {
     const tmath::FtzGuard guard;
     const std::uint16_t* next = w.data();
-    for (std::size_t t = 0; t < tiles; ++t) {
-      for (int i = 0; i < count; ++i, next += lanes) rows[i] = next;
-      stationary.set(rows.data(), K, N, transposed);
+    for (std::size_t t = 0; t < tiles; ++t, next += tile) {
+      stationary.set_spaced(next, 2 * lanes, K, N, transposed);
       tmath::matmul(stationary, moving.data(), M, acc.data(), N, true);
     }
   });
@@ -200,12 +204,13 @@ double gemv_seconds(int M, int K, int N, std::size_t tiles, bool transposed, int
 
 // The machine's own figure beside it: sums of 64-bit words over as many bytes.
 double read_seconds(std::size_t bytes, int repeats) {
-  const std::vector<std::uint64_t> v(bytes / 8, 1);
+  const tapeout::sim::ZeroArray<std::uint64_t> v(bytes / 8);
+  std::fill_n(v.data(), bytes / 8, 1);
   volatile std::uint64_t sink = 0;
   nb::gil_scoped_release release;
   return best_seconds(repeats, [&] {
     std::uint64_t sum = 0;
-    for (const std::uint64_t u : v) sum += u;
+    for (std::size_t i = 0; i < bytes / 8; ++i) sum += v[i];
     sink = sum;
   });
 }

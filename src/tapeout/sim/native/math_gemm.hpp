@@ -173,9 +173,9 @@ struct Gemm {
     Spaced operator+(int k) const { return {(*this)[k], step_bytes}; }
   };
 
-  // Strips that take whole rows of 128 columns read memory in order, which the host's own
-  // prefetching follows best. Of narrower ones the first asks for the lines of whole rows some rows
-  // ahead. Tiles lie one after another, so past the end is the next one.
+  // A strip that takes whole rows reads memory in order, which the host's own prefetching follows
+  // best. Where rows are cut into narrower ones, the first over 128 columns asks for the lines of
+  // all of these some rows ahead. Tiles lie one after another, so past the end is the next one.
   static constexpr int kAheadLanes = 128;
   static constexpr int kLineLanes = 32;
 
@@ -183,7 +183,8 @@ struct Gemm {
   // and 2l + 1 (high half), whose sums are kept apart and woven together at the end.
   template <int M, int C, bool is_whole, class Rows>
   static void strip(const float* x, int K, Rows rows, int n0, int lanes,
-                    float* acc, std::size_t acc_stride, bool accumulate) {
+                    [[maybe_unused]] bool is_ahead, float* acc, std::size_t acc_stride,
+                    bool accumulate) {
     F even[M][C], odd[M][C];
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
@@ -193,7 +194,7 @@ struct Gemm {
     for (int k = 0; k < K; ++k) {
       const std::uint16_t* row = rows[k] + n0;
       if constexpr (C * 2 * W < kAheadLanes) {
-        if (n0 % kAheadLanes == 0) {
+        if (is_ahead) {
           for (int l = 0; l < kAheadLanes; l += kLineLanes) B::prefetch(row + l);
         }
       }
@@ -225,14 +226,15 @@ struct Gemm {
   }
 
   template <int M, int C, class Rows>
-  static void strips(const float* x, int K, Rows rows, int n0, int N,
-                     float* acc, std::size_t acc_stride, bool accumulate) {
+  static void strips(const float* x, int K, Rows rows, int n0, int N, float* acc,
+                     std::size_t acc_stride, bool accumulate) {
     for (; N - n0 > (C - 1) * 2 * W; n0 += C * 2 * W) {
       const int lanes = N - n0 < C * 2 * W ? N - n0 : C * 2 * W;
+      const bool is_ahead = n0 % kAheadLanes == 0 && n0 + lanes < N;
       if (lanes == C * 2 * W) {
-        strip<M, C, true>(x, K, rows, n0, lanes, acc + n0, acc_stride, accumulate);
+        strip<M, C, true>(x, K, rows, n0, lanes, is_ahead, acc + n0, acc_stride, accumulate);
       } else {
-        strip<M, C, false>(x, K, rows, n0, lanes, acc + n0, acc_stride, accumulate);
+        strip<M, C, false>(x, K, rows, n0, lanes, is_ahead, acc + n0, acc_stride, accumulate);
       }
     }
     if constexpr (C > 1) {
@@ -241,8 +243,8 @@ struct Gemm {
   }
 
   template <int M, class Rows>
-  static void strip_transposed(const float* x, int K, Rows rows, int N,
-                               float* acc, std::size_t acc_stride, bool accumulate) {
+  static void strip_transposed(const float* x, int K, Rows rows, int N, float* acc,
+                               std::size_t acc_stride, bool accumulate) {
     for (int n0 = 0; n0 < N; n0 += W) {
       F s[M];
 #pragma GCC unroll 8
@@ -260,9 +262,8 @@ struct Gemm {
   }
 
   template <int M, class Rows>
-  static void gemv_of(const float* x, int rows_moving, int K, Rows rows,
-                      int N, bool transposed, float* acc, std::size_t acc_stride,
-                      bool accumulate) {
+  static void gemv_of(const float* x, int rows_moving, int K, Rows rows, int N, bool transposed,
+                      float* acc, std::size_t acc_stride, bool accumulate) {
     if (rows_moving == M) {
       if (transposed) {
         strip_transposed<M>(x, K, rows, N, acc, acc_stride, accumulate);
@@ -275,8 +276,8 @@ struct Gemm {
   }
 
   template <class Rows>
-  static void gemv_groups(const float* x, int M, int K, Rows rows, int N,
-                   bool transposed, float* acc, std::size_t acc_stride, bool accumulate) {
+  static void gemv_groups(const float* x, int M, int K, Rows rows, int N, bool transposed,
+                          float* acc, std::size_t acc_stride, bool accumulate) {
     constexpr int kMost = 7;
     const int groups = (M + kMost - 1) / kMost;
     for (int g = 0, m = 0; g < groups; ++g) {

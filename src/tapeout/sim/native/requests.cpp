@@ -115,6 +115,8 @@ void Machine::full_loads(Queue& q, uint64_t bound) {
   // The last arrival whose key is below `bound`.
   const uint64_t last = (bound - 1 - uint64_t(q.id)) >> 7;
   const uint64_t start = g.at;
+  // Values will be read from there soon: the host's own fetch goes ahead beside this loop's work.
+  const bool ask = functional_ && g.elements_numerator == 0;
   const int shift = std::countr_zero(bytes);
   uint64_t left = ((g.end - g.at) >> shift) - 1;
   uint64_t at = start, arrival = g.arrival, generated = g.last_generated, back = g.last_return;
@@ -126,6 +128,7 @@ void Machine::full_loads(Queue& q, uint64_t bound) {
     if (next == slot) break;
     const uint64_t following = std::max(generated + 1, ring[next]);
     if (following + request_cycles_ > last) break;
+    if (ask) __builtin_prefetch(host_.data() + at, 0, 2);
     back = std::max(back + cycles, hbm_.read_unit(arrival, at) + response_cycles_);
     ring[slot] = back + 1;
     slot = next;
