@@ -5,6 +5,7 @@ that sim takes as one view, and are read back by the mxu, by a store and as a wh
 """
 
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from tapeout.isa import Addr, Count, HbmAddr, Program, dma, mxu, seq
 from tapeout.isa.instruction import Instruction
 from tapeout.isa.interp import Interp
 from tapeout.isa.program import channel_bit
-from tapeout.sim import Sim
+from tapeout.sim import Sim, _native
 
 CHIP = load("tiny")
 ROWS, WEIGHTS_BYTES, OUT_ROWS = 320, 1 << 14, 64
@@ -89,6 +90,15 @@ def outcome(target: Interp | Sim, program: Program, weights: np.ndarray) -> byte
     return np.asarray(target.read(out, out_bytes)).tobytes()
 
 
+@pytest.fixture(params=_native.math.isa_levels())
+def level(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = _native.math.isa_level()
+    _native.math.set_isa_level(request.param)
+    yield request.param
+    _native.math.set_isa_level(before)
+
+
+@pytest.mark.usefixtures("level")
 @pytest.mark.parametrize("seed", range(40))
 def test_bits_of_views(seed: int) -> None:
     program = Program(CHIP.name, random_streams(seed))

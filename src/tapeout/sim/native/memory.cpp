@@ -29,9 +29,14 @@ void HostMemory::discard(uint64_t first, uint64_t end) {
 uint16_t* DequantCache::add(const Key& key, uint64_t first, uint64_t end) {
   const uint64_t bytes = uint64_t(key.rows) * uint64_t(key.lanes) * 2;
   if (used_bytes_ + bytes > kLimitBytes) return nullptr;
-  Entry entry{std::make_unique_for_overwrite<uint16_t[]>(bytes / 2), first, end};
-  uint16_t* bits = entry.bits.get();
-  entries_.insert_or_assign(key, std::move(entry));
+  constexpr uint64_t kAlignBytes = 64;
+  if (chunk_ == nullptr || chunk_used_bytes_ + bytes > chunk_->bytes()) {
+    chunk_ = std::make_shared<HostMemory>(std::max(kChunkBytes, bytes));
+    chunk_used_bytes_ = 0;
+  }
+  uint16_t* bits = reinterpret_cast<uint16_t*>(chunk_->data() + chunk_used_bytes_);
+  chunk_used_bytes_ += (bytes + kAlignBytes - 1) / kAlignBytes * kAlignBytes;
+  entries_.insert_or_assign(key, Entry{chunk_, bits, first, end});
   used_bytes_ += bytes;
   if (first < low_) low_ = first;
   if (end > high_) high_ = end;
@@ -48,6 +53,8 @@ void DequantCache::drop(uint64_t first, uint64_t end) {
 
 void DequantCache::clear() {
   entries_.clear();
+  chunk_.reset();
+  chunk_used_bytes_ = 0;
   used_bytes_ = 0;
   low_ = ~uint64_t{0};
   high_ = 0;

@@ -196,7 +196,9 @@ class Scratchpad {
   std::vector<Block> blocks_;
 };
 
-// bf16 rows of read-only HBM data in narrow formats, dequantised once.
+// bf16 rows of read-only HBM data in narrow formats, dequantised once. They lie one after another in
+// chunks of host memory, whose large pages stream faster than the heap's; a chunk goes when its last
+// entry does.
 class DequantCache {
  public:
   struct Key {
@@ -205,12 +207,13 @@ class DequantCache {
     bool operator==(const Key&) const = default;
   };
   struct Entry {
-    std::unique_ptr<uint16_t[]> bits;
+    std::shared_ptr<HostMemory> chunk;
+    uint16_t* bits;       // in it
     uint64_t first, end;  // HBM bytes it came from
   };
   const uint16_t* find(const Key& key) const {
     const auto it = entries_.find(key);
-    return it == entries_.end() ? nullptr : it->second.bits.get();
+    return it == entries_.end() ? nullptr : it->second.bits;
   }
   // Storage for rows x lanes, or null when the cache has had its share of host memory.
   uint16_t* add(const Key& key, uint64_t first, uint64_t end);
@@ -227,7 +230,9 @@ class DequantCache {
       return (h ^ uint64_t(k.row_bytes) * 0xC2B2AE3D27D4EB4Full) * 0xFF51AFD7ED558CCDull;
     }
   };
-  static constexpr uint64_t kLimitBytes = uint64_t{6} << 30;
+  static constexpr uint64_t kLimitBytes = uint64_t{6} << 30, kChunkBytes = uint64_t{32} << 20;
+  std::shared_ptr<HostMemory> chunk_;  // that entries are added to
+  uint64_t chunk_used_bytes_ = 0;
   std::unordered_map<Key, Entry, Hash> entries_;
   uint64_t used_bytes_ = 0, low_ = ~uint64_t{0}, high_ = 0;
 };
