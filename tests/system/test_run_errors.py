@@ -53,6 +53,11 @@ def test_a_chip_too_small_for_a_tile(run, model):
     refused(run(model, "--set", "acc.rows_per_stripe=1"), "the chip is too small", "acc")
 
 
+def test_an_array_lower_than_a_row_is_wide(run, model):
+    said = run(model, "--set", "mxu.rows=4")
+    refused(said, "mxu.rows = 4", "lanes = 8", "set mxu.rows, mxu.cols and lanes alike")
+
+
 def test_weights_that_do_not_fit_hbm(run, model):
     small = ("--set", "hbm.capacity_gib_per_stack=0.00002")
     refused(run(model, *small), "the chip is too small", "hbm.capacity_gib_per_stack")

@@ -17,7 +17,16 @@ from tapeout.isa.vpu import Combine, Function
 from tapeout.kernels import attention as attn
 from tapeout.kernels import linear, norm, sampling
 from tapeout.kernels.heads import HeadLayout, split_heads
-from tapeout.lang import Builder, HbmTensor, Matrix, Scalar, Tensor, WeightRing, ops
+from tapeout.lang import (
+    Builder,
+    ChipTooSmall,
+    HbmTensor,
+    Matrix,
+    Scalar,
+    Tensor,
+    WeightRing,
+    ops,
+)
 
 from . import ir
 from .constants import Constants
@@ -63,6 +72,12 @@ class Lowering:
     """Lowers one graph; `run` returns the program."""
 
     def __init__(self, chip: Chip, graph: ir.Graph, constants: Constants) -> None:
+        if chip.mxu.rows != chip.lanes:
+            raise ChipTooSmall(
+                f"the chip is too small: its array has mxu.rows = {chip.mxu.rows} rows, and a "
+                f"compiled model needs one for each of lanes = {chip.lanes}: set mxu.rows, "
+                f"mxu.cols and lanes alike"
+            )
         self.chip, self.graph, self.constants = chip, graph, constants
         self.k = Builder(chip)
         self.ring = WeightRing(self.k)
