@@ -7,21 +7,17 @@ Models are compiled once and kept in benchmarks/.cache.
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import machine
+from peers.model import compiled, prompt_tokens
+
+from tapeout.chip import Chip, load
+from tapeout.runtime.session import Session
+from tapeout.sim.target import Sim
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE / "peers"))
-
-from model import compiled, prompt_tokens  # noqa: E402  (a folder of scripts, not a package)
-
-from tapeout.chip import Chip, load  # noqa: E402
-from tapeout.runtime.session import Session  # noqa: E402
-from tapeout.sim.target import Sim  # noqa: E402
-
 CONTEXT = 1024
 POSITIONS = (0, 127, 128, 255, 256, 511, 512, 1000)
 WEIGHTS = ("bf16", "packed")

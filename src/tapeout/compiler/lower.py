@@ -383,7 +383,7 @@ class Lowering:
         self, op: ir.Attention, acc: Tensor, chunk: attn.Attention, layout: HeadLayout,
         rope: tuple[Tensor, Tensor] | None,
     ) -> list[Callable[[], None]]:  # fmt: skip
-        """New keys and values of a chunk from the projection into its current tile."""
+        """New keys and values of a chunk from the projection into its current block."""
         part = acc if self.many else acc.rows_from(chunk.first, chunk.count)
         rest = []
         for head, which, turn in ((op.heads, 0, rope), (op.heads + op.kv_heads, 1, None)):
