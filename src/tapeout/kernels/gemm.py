@@ -20,7 +20,7 @@ from tapeout.lang import Builder, ChipTooSmall, HbmTensor, Tensor, ops
 
 from .rows import STRIDE_MAX, load_rows, load_tiled, spans, store_rows
 
-ISSUE_CYCLES = 4  # load, matmul and two address steps of the inner loop
+ISSUE_CYCLES = 2  # a load and a matmul
 RUN_LATENCY_CYCLES = 60  # an HBM access beside request and response: the model's idle latency
 RUN_OVERHEAD_BYTES = 1024  # a strided run costs about as much as this many more bytes: row misses
 HBM_WEIGHT = 0.1  # of HBM time that is hidden: it costs energy, and others may need it

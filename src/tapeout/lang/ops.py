@@ -13,6 +13,7 @@ from .scalar import LoopVar, Scalar
 from .tensor import HbmTensor, Tensor
 
 MXU, VPU = 0, 1
+RUN_TILES = 16  # of K whose load and product are written out: a loop's code must stay in its cache
 Input = Tensor | float | None
 
 
@@ -195,51 +196,62 @@ def _columns(
     k: Builder, dst: Tensor, moving: Tensor, weights: Tensor,
     column: int, columns: int, width: int, count: Count, accumulate: bool,
 ) -> None:  # fmt: skip
-    """`columns` column tiles from `column` on, as hardware loops over columns and k tiles."""
+    """`columns` column tiles from `column` on: a hardware loop over columns, and where K has many
+    tiles one over runs of them, whose tiles follow each other without a scalar instruction."""
     kdim, array_rows = weights.rows, k.chip.mxu.rows
     full, rest = divmod(kdim, array_rows)
+    runs = -(-full // RUN_TILES)
+    run = full // runs if runs else 0
+    step = array_rows * weights.row_stride
     registers = k.registers[MXU]
-    rw, rx, ra = registers.take(), registers.take(), registers.take()
+    rw, ra = (registers.take(), registers.take()) if columns > 1 or runs > 1 else (0, 0)
+    rx = registers.take() if runs > 1 else 0
     w0 = weights.base + column * weights.tile_stride
     a0 = dst.base + column * dst.tile_stride
 
-    def advance(register: int, step: int, **header: When) -> None:
-        k.append(MXU, seq.AluOp, op=Alu.ADD, dst=register, a=register, imm=step, **header)
+    def advance(register: int, by: int, **header: When) -> None:
+        k.append(MXU, seq.AluOp, op=Alu.ADD, dst=register, a=register, imm=by, **header)
 
-    def pair(src: int, rows: int, moving_at: Addr, mode: Accumulate) -> None:
+    def pair(tile: int, rows: int, mode: Accumulate, reg: int = 0, ahead: int = 0) -> None:
+        """Tile `tile` of K, where rw has gone `ahead` tiles on."""
         k.append(
-            MXU,
-            mxu.Load,
-            src=Addr(src, rw),
-            stride=weights.row_stride,
-            k=Count(rows),
-            n=Count(width),
-        )
+            MXU, mxu.Load, src=Addr(w0 + (tile - ahead) * step, rw), stride=weights.row_stride,
+            k=Count(rows), n=Count(width),
+        )  # fmt: skip
         k.append(
-            MXU, mxu.Matmul, src=moving_at, stride=moving.row_stride, rows=count,
-            dst=Addr(a0, ra), accumulate=mode,
+            MXU, mxu.Matmul, src=Addr(moving.base + tile * moving.tile_stride, reg),
+            stride=moving.row_stride, rows=count, dst=Addr(a0, ra), accumulate=mode,
         )  # fmt: skip
 
-    k.append(MXU, seq.Set, dst=ra, value=0)
-    k.append(MXU, seq.Set, dst=rw, value=0)
-    length = (0 if full == 0 else 6) + (2 if rest else 0) + 2
-    k.append(MXU, seq.Loop, count=Count(columns), length=length)
+    def mode_of(tile: int, first: Accumulate = Accumulate.WRITE) -> Accumulate:
+        return Accumulate.ADD if accumulate or tile else first
+
+    length = 2 * (run + (full - runs * run) + bool(rest)) + (4 if runs > 1 else 0) + 2
+    if rw:
+        k.append(MXU, seq.Set, dst=ra, value=0)
+        k.append(MXU, seq.Set, dst=rw, value=0)
+        k.append(MXU, seq.Loop, count=Count(columns), length=length)
     begin = len(k.streams[MXU])
-    if full:
+    ahead = 0
+    if runs > 1:
         k.append(MXU, seq.Set, dst=rx, value=0)
-        k.append(MXU, seq.Loop, count=Count(full), length=4)
-        mode = Accumulate.ADD if accumulate else Accumulate.ADD_NOT_FIRST
-        pair(w0, array_rows, Addr(moving.base, rx), mode)
-        advance(rw, array_rows * weights.row_stride)
-        advance(rx, moving.tile_stride)
+        k.append(MXU, seq.Loop, count=Count(runs), length=2 * run + 2)
+        for tile in range(run):
+            pair(tile, array_rows, mode_of(tile, Accumulate.ADD_NOT_FIRST), rx)
+        advance(rw, run * step)
+        advance(rx, run * moving.tile_stride)
+        ahead = runs * run
+    for tile in range(ahead, full):
+        pair(tile, array_rows, mode_of(tile), ahead=ahead)
     if rest:
-        mode = Accumulate.ADD if accumulate or full else Accumulate.WRITE
-        pair(w0, rest, Addr(moving.base + full * moving.tile_stride), mode)
-    advance(rw, weights.tile_stride - full * array_rows * weights.row_stride)
-    advance(ra, dst.tile_stride, post_when=When.LAST)  # posts when all columns are done
-    assert len(k.streams[MXU]) - begin == length
+        pair(full, rest, mode_of(full), ahead=ahead)
+    if rw:
+        advance(rw, weights.tile_stride - ahead * step)
+        advance(ra, dst.tile_stride, post_when=When.LAST)  # posts when all columns are done
+        assert len(k.streams[MXU]) - begin == length
     for register in (rw, rx, ra):
-        registers.give(register)
+        if register:
+            registers.give(register)
 
 
 def load(
