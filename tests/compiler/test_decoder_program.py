@@ -12,6 +12,7 @@ from random_llama import assert_logits, make_llama, rounded_to_bf16
 from tapeout.chip import Chip, load
 from tapeout.compiler.artifact import Artifact, ArtifactError
 from tapeout.isa.interp import Interp
+from tapeout.lang import ChipTooSmall
 from tapeout.models.compiling import compile_decoder
 from tapeout.runtime.session import Session, SessionError
 from tapeout.sim import Sim
@@ -230,6 +231,18 @@ def test_a_damaged_artifact_is_refused(artifact, tmp_path: Path, name: str):
     place.write_bytes(place.read_bytes()[:-40])
     with pytest.raises(ArtifactError, match="damaged compiled model"):
         Artifact.read(tmp_path / "model")
+
+
+def test_a_chunk_is_halved_until_its_scores_fit_acc():
+    model = rounded_to_bf16(make_llama())
+    small = load("tiny", ["acc.rows_per_stripe=12"])
+    artifact = compiled(model, small)
+    assert artifact.programs["prefill"].tokens == 4
+    prompt = list(range(1, 12))  # chunks of several launches, over two tiles
+    trace = Trace(artifact, Sim(small, hbm_bytes=HBM_BYTES), prompt, [[5]])
+    assert_logits(trace.by_position(len(prompt)), model, [*prompt, 5])
+    with pytest.raises(ChipTooSmall, match="acc has no room"):
+        compiled(model, small, chunk=small.lanes)
 
 
 # --- a layer of the real shape --------------------------------------------------------------------

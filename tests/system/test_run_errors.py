@@ -54,7 +54,7 @@ def test_a_chip_too_small_for_a_tile(run, model):
 
 
 def test_an_array_lower_than_a_row_is_wide(run, model):
-    said = run(model, "--set", "mxu.rows=4")
+    said = run(model, "--set", "mxu.rows=4", "--set", "mxu.cols=8")
     refused(said, "mxu.rows = 4", "lanes = 8", "set mxu.rows, mxu.cols and lanes alike")
 
 

@@ -65,13 +65,24 @@ def test_overrides_as_text_and_as_mapping_agree():
     mapping = load("solo", CHANGES | {"mxu.rows": 64})
     assert text == mapping
     assert text == apply_overrides(load("solo", ["mxu.rows=64"]), CHANGES)
+    assert (text.mxu.cols, text.lanes) == (64, 64)
     assert (text.mxu.rows, text.clock_ghz, text.hbm.timing.rcd_ns) == (64, 2.0, 15.0)
     assert isinstance(text.clock_ghz, float)
 
 
 def test_overrides_are_checked_only_once_all_are_in():
-    wide = load("solo", ["mxu.rows=256", "mxu.cols=256", "lanes=256"])
-    assert wide.macs_per_cycle == 256 * 256
+    low = load("solo", ["mxu.rows=64", "mxu.cols=128", "lanes=128"])
+    assert low.macs_per_cycle == 64 * 128
+
+
+def test_an_array_is_square_and_as_wide_as_lanes_unless_the_chip_says_otherwise():
+    assert load("solo", ["mxu.rows=256"]) == load(
+        "solo", ["mxu.rows=256", "mxu.cols=256", "lanes=256"]
+    )
+    low = load("solo", ["mxu.rows=64", "mxu.cols=128"])
+    assert (low.mxu.rows, low.mxu.cols, low.lanes) == (64, 128, 128)
+    with pytest.raises(ChipError, match=r"mxu.rows = 128 must not exceed lanes = 64"):
+        load("solo", ["mxu.cols=64"])
 
 
 def test_an_override_may_name_a_table_the_file_leaves_out():
@@ -101,7 +112,8 @@ def test_an_override_may_name_a_table_the_file_leaves_out():
         ("hbm.timing.rp_ns=-1", r"hbm.timing.rp_ns must be positive, not -1.0"),
         ("links.count=-1", r"links.count must be zero or more, not -1"),
         ("name=7", r"name must be a text, not 7"),
-        ("mxu.rows=256", r"mxu.rows = 256 must not exceed lanes = 128: .*set lanes and mxu.cols"),
+        ("mxu.rows=512", r"lanes must be a power of two in 4..256 .*, not 512"),
+        ("lanes=64", r"mxu.cols = 128 must equal lanes = 64"),
         ("dma.queues=9", r"a queue would see 40 token channels each way, .*lower dma.queues"),
     ],
 )
@@ -164,7 +176,12 @@ def test_a_bad_file_is_refused_by_name(tmp_path, text, words):
         load(write(tmp_path, text))
 
 
-@pytest.mark.parametrize("key", [k for k in keys() if not k.startswith("links.")])
+FOLLOW = ("lanes", "mxu.cols")  # of mxu.rows
+
+
+@pytest.mark.parametrize(
+    "key", [k for k in keys() if not k.startswith("links.") and k not in FOLLOW]
+)
 def test_every_key_is_required_in_a_file_without_a_base(tmp_path, key):
     *path, leaf = key.split(".")
     lines = to_toml(load("tiny")).splitlines()
@@ -201,7 +218,7 @@ def test_figures_follow_the_numbers():
     assert solo["spm_gb_per_s_per_core"] == 192 * 256  # 12 stripes of 16 banks
     assert solo["mxu_latency_cycles"] == 2 * 128 + 16
     assert solo["hbm_bytes_per_flop"] == pytest.approx(614.4 / 32768)
-    half = derived(load("solo", ["mxu.rows=64"]))
+    half = derived(load("solo", ["mxu.rows=64", "mxu.cols=128"]))
     assert half["peak_bf16_flops"] == solo["peak_bf16_flops"] / 2
     assert half["hbm_gb_per_s"] == solo["hbm_gb_per_s"]
     assert len(derived(load("n3"))) == sum(len(g) for g in figures(load("n3")).values())

@@ -2,8 +2,9 @@
 
 A chip file has the keys of `Chip` at the top and one table for each part (`[mxu]`, `[hbm.timing]`,
 ...). It may name another chip, `base = "solo"` (a preset, or a path ending in .toml relative to the
-file), and then holds only what differs. Unknown keys, missing keys and values of the wrong type
-raise `ChipError`.
+file), and then holds only what differs. A chip that does not say `mxu.cols` has a square array, and
+one that does not say `lanes` has one for each column: in the presets, `mxu.rows` alone sets all
+three. Unknown keys, missing keys and values of the wrong type raise `ChipError`.
 """
 
 import difflib
@@ -169,9 +170,19 @@ def _build(tree: dict[str, Any], overrides: Overrides, where: str) -> Chip:
             _check_key(key)
             *path, leaf = key.split(".")
             tree = _merge(tree, _nest(path, leaf, value))
-        return _construct(Chip, tree, "")
+        return _construct(Chip, _with_derived(tree), "")
     except ChipError as error:
         raise ChipError(f"chip {where}: {error}") from None
+
+
+def _with_derived(tree: dict[str, Any]) -> dict[str, Any]:
+    """Adds `mxu.cols` and `lanes` where the chip leaves them out."""
+    mxu = tree.get("mxu", {})
+    if "rows" in mxu:
+        tree = _merge({"mxu": {"cols": mxu["rows"]}}, tree)
+    if "cols" in tree.get("mxu", {}):
+        tree = {"lanes": tree["mxu"]["cols"]} | tree
+    return tree
 
 
 def _check_key(key: str) -> None:

@@ -8,6 +8,7 @@ from tapeout.chip import Chip
 from tapeout.compiler.artifact import Artifact, Entry
 from tapeout.compiler.constants import Constants
 from tapeout.compiler.lower import Lowered, lower
+from tapeout.lang import ChipTooSmall
 
 WEIGHTS = ("bf16", "packed")
 
@@ -32,7 +33,8 @@ def compile_decoder(
         packed: parameter name -> blocks as stored (`models.LoadedModel.packed`).
         weights: "bf16", or "packed" to keep blocks packed in HBM where there are some.
         batch: sequences that decode together.
-        chunk: tokens of a prefill launch, at most lanes (the default).
+        chunk: tokens of a prefill launch, at most lanes (default: lanes, halved until the chip's
+            memories hold what they need).
         context: positions of the KV cache, a multiple of lanes.
         all_logits: prefill gives logits of every token of a whole chunk, not of one chosen token.
         progress: called with what is being done.
@@ -46,25 +48,32 @@ def compile_decoder(
     if weights not in WEIGHTS:
         raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, not {weights!r}")
     start = time.perf_counter()
-    chunk = min(chunk or chip.lanes, chip.lanes)
+    chunks = [min(chunk, chip.lanes)] if chunk else _halves(chip.lanes)
     constants: Constants | None = None
     lowered: dict[str, Lowered] = {}
     prefill_logits = Logits.ALL if all_logits else Logits.SELECT
-    for kind, sequences, tokens, logits in (
-        ("decode", batch, 1, Logits.ALL),
-        ("prefill", 1, chunk, prefill_logits),
+    for kind, sequences, sizes, logits in (
+        ("decode", batch, [1], Logits.ALL),
+        ("prefill", 1, chunks, prefill_logits),
     ):
-        progress(f"exporting {kind}")
-        exported = export(
-            module, batch=sequences, tokens=tokens, max_context=context, logits=logits
-        )
-        graph = raise_graph(exported, context)
-        if constants is None:
-            parameters = {n: t.detach().numpy() for n, t in exported.state_dict.items()}
-            blocks = {f"model.{n}": b for n, b in (packed or {}).items()}
-            constants = Constants(parameters, blocks, weights, chip.lanes)
-        progress(f"lowering {kind}")
-        lowered[kind] = lower(chip, graph, constants)
+        for tokens in sizes:
+            progress(f"exporting {kind}")
+            exported = export(
+                module, batch=sequences, tokens=tokens, max_context=context, logits=logits
+            )
+            graph = raise_graph(exported, context)
+            if constants is None:
+                parameters = {n: t.detach().numpy() for n, t in exported.state_dict.items()}
+                blocks = {f"model.{n}": b for n, b in (packed or {}).items()}
+                constants = Constants(parameters, blocks, weights, chip.lanes)
+            progress(f"lowering {kind}")
+            try:
+                lowered[kind] = lower(chip, graph, constants)
+            except ChipTooSmall:
+                if tokens == sizes[-1]:
+                    raise
+                continue
+            break
     assert constants is not None
     progress("packing weights")
     image = constants.image()
@@ -73,8 +82,13 @@ def compile_decoder(
         name=name, chip=chip, weights=weights, batch=batch, context=context, vocab=decode.vocab,
         kv_bytes=decode.kv_bytes, image=image,
         programs={kind: _entry(item) for kind, item in lowered.items()},
-        meta={"compile_s": time.perf_counter() - start, "chunk": chunk},
+        meta={"compile_s": time.perf_counter() - start, "chunk": lowered["prefill"].tokens},
     )  # fmt: skip
+
+
+def _halves(lanes: int) -> list[int]:
+    """Chunks to try: lanes (a power of two), half of it and so on down to two tokens."""
+    return [lanes >> i for i in range(lanes.bit_length() - 1)]
 
 
 def _entry(item: Lowered) -> Entry:
