@@ -12,7 +12,7 @@ from tapeout.isa.fields import HbmAddr
 from tapeout.isa.interp import Core
 from tapeout.numerics import formats
 
-CHIP = load("tiny", ["lanes=8", "mxu.rows=4"])
+CHIP = load("tiny", ["mxu.cols=8", "mxu.rows=4"])
 LANES, K = CHIP.lanes, CHIP.mxu.rows
 
 
