@@ -41,7 +41,7 @@ def load(name_or_path: str | Path, overrides: Overrides = ()) -> Chip:
 
 
 def apply_overrides(chip: Chip, overrides: Overrides) -> Chip:
-    """A copy of `chip` with these keys changed and no others: nothing follows. Raises `ChipError`."""
+    """A copy of `chip` with these keys changed and no others. Raises `ChipError`."""
     return _build(to_dict(chip), overrides, chip.name)
 
 
