@@ -50,39 +50,37 @@ def compile_decoder(
     start = time.perf_counter()
     chunks = [min(chunk, chip.lanes)] if chunk else _halves(chip.lanes)
     constants: Constants | None = None
-    lowered: dict[str, Lowered] = {}
-    prefill_logits = Logits.ALL if all_logits else Logits.SELECT
-    for kind, sequences, sizes, logits in (
-        ("decode", batch, [1], Logits.ALL),
-        ("prefill", 1, chunks, prefill_logits),
-    ):
-        for tokens in sizes:
-            progress(f"exporting {kind}")
-            exported = export(
-                module, batch=sequences, tokens=tokens, max_context=context, logits=logits
-            )
-            graph = raise_graph(exported, context)
-            if constants is None:
-                parameters = {n: t.detach().numpy() for n, t in exported.state_dict.items()}
-                blocks = {f"model.{n}": b for n, b in (packed or {}).items()}
-                constants = Constants(parameters, blocks, weights, chip.lanes)
-            progress(f"lowering {kind}")
-            try:
-                lowered[kind] = lower(chip, graph, constants)
-            except ChipTooSmall:
-                if tokens == sizes[-1]:
-                    raise
-                continue
+
+    def lowered(kind: str, sequences: int, tokens: int, logits: Logits) -> Lowered:
+        nonlocal constants
+        progress(f"exporting {kind}")
+        exported = export(
+            module, batch=sequences, tokens=tokens, max_context=context, logits=logits
+        )
+        graph = raise_graph(exported, context)
+        if constants is None:
+            parameters = {n: t.detach().numpy() for n, t in exported.state_dict.items()}
+            blocks = {f"model.{n}": b for n, b in (packed or {}).items()}
+            constants = Constants(parameters, blocks, weights, chip.lanes)
+        progress(f"lowering {kind}")
+        return lower(chip, graph, constants)
+
+    decode = lowered("decode", batch, 1, Logits.ALL)
+    for tokens in chunks:
+        try:
+            prefill = lowered("prefill", 1, tokens, Logits.ALL if all_logits else Logits.SELECT)
             break
+        except ChipTooSmall:
+            if tokens == chunks[-1]:
+                raise
     assert constants is not None
     progress("packing weights")
     image = constants.image()
-    decode = lowered["decode"]
     return Artifact(
         name=name, chip=chip, weights=weights, batch=batch, context=context, vocab=decode.vocab,
         kv_bytes=decode.kv_bytes, image=image,
-        programs={kind: _entry(item) for kind, item in lowered.items()},
-        meta={"compile_s": time.perf_counter() - start, "chunk": lowered["prefill"].tokens},
+        programs={"decode": _entry(decode), "prefill": _entry(prefill)},
+        meta={"compile_s": time.perf_counter() - start, "chunk": prefill.tokens},
     )  # fmt: skip
 
 
