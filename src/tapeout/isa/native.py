@@ -167,19 +167,31 @@ def _enums() -> Iterator[str]:
 
 
 _UNUSED = "[[maybe_unused]]"
-_RAW = {Addr: "RawAddr", Count: "RawAddr", HbmAddr: "RawHbm", Operand: "RawOperand"}
+_RAW: dict[Any, str] = {
+    Addr: "RawAddr",
+    Count: "RawCount",
+    HbmAddr: "RawHbm",
+    Operand: "RawOperand",
+}
 _RESOLVED = {Addr: "int64_t", Count: "int64_t", HbmAddr: "HbmRef", Operand: "OperandRef"}
 
 
+def _narrow(bits: Bits) -> str:
+    """The smallest C++ type of a field: decoded programs stream through the host's caches."""
+    size = next((n for n in (8, 16, 32) if bits.width <= n), 64)
+    return f"{'' if bits.signed or size == 64 else 'u'}int{size}_t"
+
+
 def _structs() -> Iterator[str]:
-    yield "struct RawAddr { int64_t imm = 0; int reg = 0; };"
-    yield "struct RawHbm { int base = 0; int64_t offset = 0; int reg = 0; };"
+    for composite, name in _RAW.items():
+        parts = [f"{_narrow(bits)} {part} = 0;" for part, bits in composite.LAYOUT.items()]
+        value = " float value = 0;" if composite is Operand else ""
+        yield f"struct {name} {{ {' '.join(parts)}{value} }};"
     yield "struct HbmRef { int base = 0; int64_t offset = 0; };"
     yield (
         "struct OperandRef { int64_t kind = 0; int64_t imm = 0; int64_t tile_stride = 0; "
         "int64_t row_stride = 0; float value = 0; };"
     )
-    yield "struct RawOperand : OperandRef { int reg = 0; };"
     yield (
         "struct Header { uint32_t waits = 0, posts = 0; bool drain = false; "
         "When wait_when = When::ALWAYS, post_when = When::ALWAYS; };"
@@ -187,15 +199,13 @@ def _structs() -> Iterator[str]:
     for cls in REGISTRY.values():
         name = struct_name(cls)
         fields = [(_member(n), s) for n, _, s in cls.layout() if n not in HEADER]
-        for suffix, table in (("", _RAW), ("Now", _RESOLVED)):
-            yield f"struct {name}{suffix} {{"
-            for field, s in fields:
-                yield (
-                    f"  int64_t {field} = 0;"
-                    if isinstance(s, Bits)
-                    else f"  {table[s]} {field}{{}};"
-                )
-            yield "};"
+        yield f"struct {name} {{"
+        for field, s in fields:
+            yield f"  {_narrow(s) if isinstance(s, Bits) else _RAW[s]} {field}{{}};"
+        yield f"}};\nstruct {name}Now {{"
+        for field, s in fields:
+            yield f"  {'int64_t' if isinstance(s, Bits) else _RESOLVED[s]} {field}{{}};"
+        yield "};"
         yield f"inline {name}Now resolve({_UNUSED} const {name}& i, {_UNUSED} const int64_t* r) {{"
         yield f"  [[maybe_unused]] {name}Now n;"
         names = {f for f, _ in fields}
@@ -205,7 +215,8 @@ def _structs() -> Iterator[str]:
             elif s is HbmAddr:
                 yield f"  n.{field} = {{i.{field}.base, i.{field}.offset + r[i.{field}.reg]}};"
             elif s is Operand:
-                yield f"  n.{field} = i.{field}; n.{field}.imm += r[i.{field}.reg];"
+                yield f"  n.{field} = {{i.{field}.kind, i.{field}.imm + r[i.{field}.reg],"
+                yield f"    i.{field}.tile_stride, i.{field}.row_stride, i.{field}.value}};"
             elif f"{field}_reg" in names:
                 yield f"  n.{field} = i.{field} + r[i.{field}_reg];"
             else:

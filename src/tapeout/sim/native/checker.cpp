@@ -81,11 +81,11 @@ inline void Checker::apply(uint64_t* record, Space space, int64_t row, const Lan
     reads[queue_] = index_;
     return;
   }
-  for (int q = 0; q < queues_; ++q) {
-    if (reads[q] > clock_[q] && q != queue_) [[unlikely]]
-      race(space_name(space), uint64_t(row), true, false, q, reads[q]);
-    reads[q] = 0;
-  }
+  if (!knows(reads)) [[unlikely]]
+    for (int q = 0; q < queues_; ++q)
+      if (reads[q] > clock_[q] && q != queue_)
+        race(space_name(space), uint64_t(row), true, false, q, reads[q]);
+  std::fill(reads, reads + queues_, 0);
   record[kWriteIndex] = index_;
   record[kWriteQueue] = uint64_t(queue_);
   for (int w = 0; w < words_; ++w) have[w] |= lanes.word[w];
@@ -143,9 +143,9 @@ template void Checker::visit<Checker::Mode::accumulate>(Space, RowSpan, const La
 void Checker::stripe(Space space, Table& t, int64_t at, bool write, Port port) {
   uint64_t* used = &t.used[size_t(at * queues_)];
   uint64_t* written = &t.written[size_t(at * queues_)];
-  for (int q = 0; q < queues_; ++q)
-    if (used[q] > clock_[q] && q != queue_) [[unlikely]]
-      bank(space, at, write, q, used[q]);
+  if (!knows(used)) [[unlikely]]
+    for (int q = 0; q < queues_; ++q)
+      if (used[q] > clock_[q] && q != queue_) bank(space, at, write, q, used[q]);
   if (port != Port::none) {
     uint64_t& mine = (port == Port::load ? t.load : t.stream)[size_t(at)];
     const uint64_t other = (port == Port::load ? t.stream : t.load)[size_t(at)];
@@ -163,8 +163,10 @@ void Checker::stripe(Space space, Table& t, int64_t at, bool write, Port port) {
 void Checker::stripes(Space space, RowSpan span, bool write, Port port) {
   Table& t = tables_[int(space)];
   if (t.stripe_rows == 0 || span.count == 0) return;
-  int64_t a = span.first / t.stripe_rows, b = span.at(span.count - 1) / t.stripe_rows;
-  if (a > b) std::swap(a, b);
+  const int64_t low = std::min(span.first, span.at(span.count - 1));
+  const int64_t high = std::max(span.first, span.at(span.count - 1));
+  const int64_t a = low / t.stripe_rows;
+  const int64_t b = high < (a + 1) * t.stripe_rows ? a : high / t.stripe_rows;
   if (std::abs(span.stride) <= t.stripe_rows) {
     for (int64_t s = a; s <= b; ++s) stripe(space, t, s, write, port);
     return;
@@ -175,7 +177,7 @@ void Checker::stripes(Space space, RowSpan span, bool write, Port port) {
 
 // --- HBM: records of touched byte ranges that do not overlap -----------------------------------
 
-std::map<uint64_t, Checker::ByteRecord>::iterator Checker::cut(uint64_t at) {
+Checker::ByteRecords::iterator Checker::cut(uint64_t at) {
   auto it = bytes_.lower_bound(at);
   if (it != bytes_.end() && it->first == at) return it;
   if (it == bytes_.begin()) return it;
@@ -183,7 +185,7 @@ std::map<uint64_t, Checker::ByteRecord>::iterator Checker::cut(uint64_t at) {
   if (before->second.end <= at) return it;
   ByteRecord right = before->second;
   before->second.end = at;
-  return bytes_.emplace_hint(it, at, std::move(right));
+  return bytes_.emplace_hint(it, at, right);
 }
 
 void Checker::apply_bytes(ByteRecord& r, uint64_t at, bool write) {
@@ -191,14 +193,13 @@ void Checker::apply_bytes(ByteRecord& r, uint64_t at, bool write) {
   if (r.write_index > clock_[r.write_queue] && !own) [[unlikely]]
     race("HBM", at, write, true, r.write_queue, r.write_index);
   if (!write) {
-    r.reads[size_t(queue_)] = index_;
+    r.reads[queue_] = index_;
     return;
   }
-  for (int q = 0; q < queues_; ++q) {
-    if (r.reads[size_t(q)] > clock_[q] && q != queue_) [[unlikely]]
-      race("HBM", at, true, false, q, r.reads[size_t(q)]);
-    r.reads[size_t(q)] = 0;
-  }
+  if (!knows(r.reads)) [[unlikely]]
+    for (int q = 0; q < queues_; ++q)
+      if (r.reads[q] > clock_[q] && q != queue_) race("HBM", at, true, false, q, r.reads[q]);
+  std::fill(r.reads, r.reads + queues_, 0);
   r.write_index = index_;
   r.write_queue = queue_;
 }
@@ -215,9 +216,9 @@ void Checker::hbm(uint64_t first, uint64_t end, bool write) {
       continue;
     }
     const uint64_t stop_at = it == bytes_.end() ? end : std::min(end, it->first);
-    ByteRecord fresh{stop_at, 0, 0, std::vector<uint64_t>(size_t(queues_), 0)};
+    ByteRecord fresh{stop_at, 0, 0, {}};
     apply_bytes(fresh, at, write);
-    bytes_.emplace_hint(it, at, std::move(fresh));
+    bytes_.emplace_hint(it, at, fresh);
     at = stop_at;
   }
 }

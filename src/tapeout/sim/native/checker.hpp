@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <map>
+#include <memory_resource>
 #include <vector>
 
 #include "memory.hpp"
@@ -52,6 +53,8 @@ class Checker {
     queue_ = queue;
     index_ = index;
     clock_ = clock;
+    for (int q = 0; q < queues_; ++q) known_[q] = int64_t(clock[q]);
+    known_[queue] = INT64_MAX;
     pcs_[queue * kPcs + (index & (kPcs - 1))] = {index, pc};
   }
   void read(Space space, RowSpan rows, const LaneMask& lanes, Port port = Port::none) {
@@ -107,19 +110,28 @@ class Checker {
   struct ByteRecord {
     uint64_t end, write_index;
     int write_queue;
-    std::vector<uint64_t> reads;
+    uint64_t reads[kMaxQueues];  // by queue: the last since that write
   };
+
+  using ByteRecords = std::pmr::map<uint64_t, ByteRecord>;  // by first byte
 
   template <Mode mode>
   void visit(Space space, RowSpan span, const LaneMask& lanes);
   template <Mode mode>
   void apply(uint64_t* record, Space space, int64_t row, const LaneMask& lanes);
+  // Whether each queue's last access is one the instruction knows of or one of its own queue.
+  // Without branches: vector operations do it.
+  bool knows(const uint64_t* last) const {
+    int64_t least = 0;
+    for (int q = 0; q < queues_; ++q) least |= known_[q] - int64_t(last[q]);
+    return least >= 0;
+  }
   void expand(Table& table, int64_t block);
   void collapse(Table& table, int64_t block);
   void stripes(Space space, RowSpan span, bool write, Port port);
   void stripe(Space space, Table& table, int64_t at, bool write, Port port);
   void apply_bytes(ByteRecord& record, uint64_t at, bool write);
-  std::map<uint64_t, ByteRecord>::iterator cut(uint64_t at);
+  ByteRecords::iterator cut(uint64_t at);
   [[noreturn]] void race(const char* place, uint64_t where, bool writes, bool wrote, int queue,
                          uint64_t index) const;
   [[noreturn]] void bank(Space space, int64_t stripe, bool writes, int queue,
@@ -136,11 +148,13 @@ class Checker {
   int64_t lanes_;
   std::vector<std::string> names_;
   Table tables_[3];
-  std::map<uint64_t, ByteRecord> bytes_;
+  std::pmr::unsynchronized_pool_resource byte_records_;
+  ByteRecords bytes_{&byte_records_};
   std::vector<Issued> pcs_;
   int queue_ = 0;
   uint64_t index_ = 0;
   const uint64_t* clock_ = nullptr;
+  int64_t known_[kMaxQueues] = {};  // the clock, and all of the instruction's own queue
   bool has_unwritten_ = false, new_unwritten_ = false;
   ProgramFault unwritten_;
 };

@@ -129,6 +129,15 @@ struct Avx2 {
     return _mm256_blendv_ps(x, const_f(0x7FC00000u), _mm256_cmp_ps(a, b, _CMP_UNORD_Q));
   }
 
+  static float first_lane(F x) { return _mm256_cvtss_f32(x); }
+  // Lane l of the result is lane l ^ distance.
+  template <int distance>
+  static F swap(F x) {
+    if constexpr (distance == 4) return _mm256_permute2f128_ps(x, x, 0x01);
+    if constexpr (distance == 2) return _mm256_permute_ps(x, 0x4E);
+    if constexpr (distance == 1) return _mm256_permute_ps(x, 0xB1);
+  }
+
   // first, second = even[0], odd[0], even[1], ...
   static void weave(F even, F odd, F& first, F& second) {
     const F low = _mm256_unpacklo_ps(even, odd), high = _mm256_unpackhi_ps(even, odd);

@@ -114,6 +114,16 @@ struct Avx512 {
     return _mm512_mask_blend_ps(is_nan, x, const_f(0x7FC00000u));
   }
 
+  static float first_lane(F x) { return _mm512_cvtss_f32(x); }
+  // Lane l of the result is lane l ^ distance.
+  template <int distance>
+  static F swap(F x) {
+    if constexpr (distance == 8) return _mm512_shuffle_f32x4(x, x, 0x4E);
+    if constexpr (distance == 4) return _mm512_shuffle_f32x4(x, x, 0xB1);
+    if constexpr (distance == 2) return _mm512_permute_ps(x, 0x4E);
+    if constexpr (distance == 1) return _mm512_permute_ps(x, 0xB1);
+  }
+
   // first, second = even[0], odd[0], even[1], ...
   static void weave(F even, F odd, F& first, F& second) {
     const I low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);

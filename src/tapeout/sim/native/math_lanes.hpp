@@ -90,8 +90,8 @@ struct Lanes {
     }
   }
 
-  // x is padded to a power of two in a buffer and halved onto itself; below W lanes one vector is
-  // folded through its own upper part in memory.
+  // x is padded to a power of two in a buffer and halved onto itself; the last W lanes stay in a
+  // register.
   template <Fold kind>
   static float fold(const float* x, std::size_t n) {
     constexpr std::uint32_t kPadding = kind == Fold::max ? 0xFF800000u : 0x80000000u;
@@ -112,11 +112,19 @@ struct Lanes {
         B::store(v + l, fold_one<kind>(B::load(v + l), B::load(v + l + half)));
       }
     }
-    for (; half > 0; half /= 2) {
-      const int count = static_cast<int>(half);
-      B::store_n(v, fold_one<kind>(B::load_n(v, count), B::load_n(v + half, count)), count);
+    return B::first_lane(fold_within<kind, B::W / 2>(B::load(v), half));
+  }
+
+  // Halves a vector onto itself, from the first of `half`, `half` / 2, ... that is at most `from`.
+  template <Fold kind, int half>
+  static F fold_within(F x, std::size_t from) {
+    if constexpr (half > 0) {
+      if (static_cast<std::size_t>(half) <= from) {
+        x = fold_one<kind>(x, B::template swap<half>(x));
+      }
+      return fold_within<kind, half / 2>(x, from);
     }
-    return v[0];
+    return x;
   }
 
   template <Fold kind>

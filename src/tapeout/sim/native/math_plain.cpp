@@ -108,6 +108,7 @@ struct Plain {
                     mantissa << 13);
   }
   static void prefetch(const std::uint16_t*) {}
+  static float first_lane(F x) { return x; }
   static void weave(F even, F odd, F& first, F& second) {
     first = even;
     second = odd;

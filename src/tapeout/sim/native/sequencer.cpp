@@ -37,7 +37,7 @@ int64_t alu(isa::Alu op, int64_t x, int64_t y) {
 void prefetch(const isa::Instr* next) {
   const char* const at = reinterpret_cast<const char*>(next);
   __builtin_prefetch(at);
-  __builtin_prefetch(at + 64);
+  __builtin_prefetch(at + sizeof(isa::Instr) / 2);
   __builtin_prefetch(at + sizeof(isa::Instr) - 1);
 }
 
