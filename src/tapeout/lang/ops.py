@@ -13,7 +13,7 @@ from .scalar import LoopVar, Scalar
 from .tensor import HbmTensor, Tensor
 
 MXU, VPU = 0, 1
-RUN_TILES = 16  # of K whose load and product are written out: a loop's code must stay in its cache
+RUN_TILES = 4  # of K whose load and product are written out: a loop's code must stay in its cache
 Input = Tensor | float | None
 
 
