@@ -144,7 +144,7 @@ def our_rows(
             title = "Tapeout" + ("" if functional else ", timing only")
             say(title, case)
             request = base | {
-                "case": case, "functional": functional, "repeats": 3 if case == "prefill" else 7,
+                "case": case, "functional": functional, "repeats": 3 if case == "prefill" else 40,
                 "products": [p.as_dict() for p in CASES[case]], "compile_only": False,
             }  # fmt: skip
             log = logs / f"tapeout-{case}-{'values' if functional else 'timing'}.log"
