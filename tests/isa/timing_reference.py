@@ -36,7 +36,7 @@ class Fetch:
     line: int | None = None  # being requested, run by run
     line_generation: int = 0
     run: int = 0
-    done: int = 0  # latest completion of the line's runs so far
+    last_return: int = 0  # cycle from which the word that came last may issue
 
 
 @dataclass
@@ -191,17 +191,18 @@ class TimedRun:
         cut = self.chip.hbm.interleave_bytes
         at = first if f.run == 0 else (first // cut + f.run) * cut
         end = min(first + self._line_bytes(), at // cut * cut + cut)
-        line, generation = f.line, f.line_generation
+        generation = f.line_generation
         f.run += 1
         last = end == first + self._line_bytes()
         if last:
             f.line = None
-        start = f.run == 1
 
         def came(done: int) -> None:
-            f.done = max(0 if start else f.done, done)
-            if last and generation == f.generation:
-                f.ready[line] = f.done + self.chip.dma.response_cycles
+            words = (end - at) // 64
+            f.last_return = max(f.last_return + words, done + self.chip.dma.response_cycles)
+            if generation == f.generation:
+                for k in range(words):
+                    f.ready[(at - address) // 64 + k] = f.last_return - (words - 1 - k)
 
         who = 2 * len(self.queues) + number
         self._request(cycle + self.chip.dma.request_cycles, who, at, end - at, False, came)
@@ -229,7 +230,7 @@ class TimedRun:
         q = self.queues[number]
         while q.retiring and q.retiring[0].earliest is not None:
             first = q.retiring.pop(0)
-            q.last_retire = first.retire = max(q.last_retire, first.earliest)
+            q.last_retire = first.retire = max(q.last_retire + 1, first.earliest)
             for channel in first.posts:
                 visible = q.last_retire + self.chip.tokens.latency_cycles
                 self.tokens.setdefault(channel, deque()).append(visible)
@@ -247,8 +248,7 @@ class TimedRun:
 
     def _sequence(self, cycle: int, number: int) -> None:
         queue, q = self.run.queues[number], self.queues[number]
-        line = queue.pc // self.chip.seq.fetch_line_instructions
-        if cycle < q.next_issue or q.fetch.ready.get(line, 1 << 60) > cycle:
+        if cycle < q.next_issue or q.fetch.ready.get(queue.pc, 1 << 60) > cycle:
             return
         instruction = self.run.fetch(queue)
         awaited = []
@@ -263,6 +263,10 @@ class TimedRun:
             return
         if not self._port(cycle, number, instruction):
             return
+        if instruction.posts and queue.happens(instruction.post_when):
+            held = [e for _, e in q.events if e.posts and not 0 <= e.retire < cycle]
+            if len(held) >= self.chip.seq.retire_entries:
+                return
         self._issue(cycle, number, instruction, awaited)
 
     def _issue(self, cycle: int, number: int, instruction: Any, awaited: list) -> None:

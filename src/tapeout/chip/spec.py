@@ -118,6 +118,11 @@ class Hbm(_Checked):
                 f"hbm.{name} must be a power of two (addresses are cut by bits), not {value}",
             )
         _require(
+            self.interleave_bytes >= 64,
+            f"hbm.interleave_bytes = {self.interleave_bytes} must be 64 or more: a run holds "
+            f"whole instruction words",
+        )
+        _require(
             self.interleave_bytes >= self.burst_bytes * self.bank_group_interleave,
             f"hbm.interleave_bytes = {self.interleave_bytes} must hold a burst of "
             f"{self.burst_bytes} bytes for each of the {self.bank_group_interleave} bank groups "
@@ -259,6 +264,7 @@ class Seq(_Checked):
     loop_depth: int
     fetch_line_instructions: int
     fetch_lines: int
+    retire_entries: int  # instructions that post tokens and have not retired
 
     def check(self) -> None:
         _require(

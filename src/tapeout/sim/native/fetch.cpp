@@ -19,14 +19,14 @@ void Machine::start_fetch(Queue& q) {
   f.low = f.next = 0;
   f.request_free = f.presented_end = 0;
   f.generation = 0;
-  f.ready.assign(size_t(fetch_lines_), kUnknown);
+  f.ready.assign(size_t(fetch_lines_ * line_instructions_), kUnknown);
+  f.last_return = 0;
   f.requests.clear();
   f.head = 0;
   f.run = 0;
   request_lines(q, 0);
   q.lines_from = 0;
   q.lines_to = line_instructions_;
-  q.line_ready = kUnknown;
 }
 
 uint64_t Machine::fetch_arrival(const Queue& q) const {
@@ -42,7 +42,8 @@ void Machine::request_lines(Queue& q, uint64_t cycle) {
   for (; f.next < end; ++f.next) {
     const uint64_t start = std::max(f.request_free, cycle);
     f.requests.push_back({f.next, start, f.generation});
-    f.ready[size_t(f.next % fetch_lines_)] = kUnknown;
+    std::fill_n(&f.ready[size_t(f.next % fetch_lines_ * line_instructions_)], line_instructions_,
+                kUnknown);
     f.request_free =
         start + line_runs(q.stream->code_base + uint64_t(f.next) * bytes, bytes, interleave_bytes_);
   }
@@ -62,17 +63,21 @@ void Machine::fetch_run(Queue& q) {
   const uint64_t end = std::min(first + bytes, (at / interleave_bytes_ + 1) * interleave_bytes_);
   const uint64_t done = hbm_.access(fetch_arrival(q), at, uint32_t(end - at), false);
   report_.fetch_bytes += end - at;
-  f.line_done = std::max(f.run == 0 ? 0 : f.line_done, done);
+  // Words come in order, one a cycle.
+  const uint64_t words = (end - at) / isa::kWordBytes;
+  f.last_return = std::max(f.last_return + words, done + response_cycles_);
+  if (line.generation == f.generation && line.line >= f.low) {
+    uint64_t* const ready = &f.ready[size_t(line.line % fetch_lines_ * line_instructions_)];
+    const uint64_t word = (at - first) / isa::kWordBytes;
+    for (uint64_t k = 0; k < words; ++k) ready[word + k] = f.last_return - (words - 1 - k);
+    if (q.blocked == Blocked::fetch && word_ready(q) != kUnknown) {
+      q.blocked = Blocked::no;
+      runnable_ |= 1u << q.id;
+    }
+  }
   ++f.run;
   if (end == first + bytes) {
     f.presented_end = line.start + f.run;
-    if (line.generation == f.generation && line.line >= f.low) {
-      f.ready[size_t(line.line % fetch_lines_)] = f.line_done + response_cycles_;
-      if (q.blocked == Blocked::fetch && line.line == line_of(q.pc)) {
-        q.blocked = Blocked::no;
-        runnable_ |= 1u << q.id;
-      }
-    }
     f.run = 0;
     if (++f.head == f.requests.size()) {
       f.requests.clear();
@@ -91,7 +96,6 @@ void Machine::move_window(Queue& q, uint64_t cycle) {
   const int64_t line = line_of(q.pc);
   q.lines_from = line * line_instructions_;
   q.lines_to = q.lines_from + line_instructions_;
-  q.line_ready = kUnknown;
   if (line >= f.lines) return;  // past the stream: the next step reports it
   int64_t low = line;
   for (int d = 0; d < q.depth; ++d) {

@@ -107,7 +107,8 @@ Machine::Machine(const isa::ChipParams& chip, const HbmParams& hbm,
       data_bytes_(uint64_t(chip.dma.bytes_per_cycle)),
       dequant_(uint64_t(chip.dma.dequant_elements_per_cycle)),
       line_instructions_(chip.seq.fetch_line_instructions),
-      fetch_lines_(chip.seq.fetch_lines) {
+      fetch_lines_(chip.seq.fetch_lines),
+      retire_entries_(uint64_t(chip.seq.retire_entries)) {
   require(queue_count_ <= kMaxQueues, "a core has 26 queues at most: lower dma.queues");
   require(chip.lanes <= 64 * kLaneWords, "lanes must be 256 at most");
   require(chip.seq.loop_depth <= kMaxLoops, "seq.loop_depth must be 16 at most");
@@ -210,6 +211,7 @@ void Machine::start(const LoadedProgram& program) {
     fresh.id = id;
     fresh.stream = &program.streams[size_t(id)];
     fresh.generator.credit_free.assign(size_t(credits_), 0);
+    fresh.post_retires.assign(size_t(retire_entries_), 0);
     queues_[size_t(id)] = std::move(fresh);
     Queue& q = queues_[size_t(id)];
     if (q.stream->code.empty()) {

@@ -92,6 +92,10 @@ class Machine {
   int64_t line_of(int64_t pc) const {  // a stream has fewer than 2^32 instructions
     return uint32_t(pc) / uint32_t(line_instructions_);
   }
+  // From when on the instruction at the pc may issue.
+  uint64_t word_ready(const Queue& q) const {
+    return q.fetch.ready[size_t(uint32_t(q.pc) % uint32_t(fetch_lines_ * line_instructions_))];
+  }
   void move_window(Queue& q, uint64_t cycle);
   void request_lines(Queue& q, uint64_t cycle);
   uint64_t fetch_arrival(const Queue& q) const;
@@ -141,6 +145,7 @@ class Machine {
   Checker checker_;
   uint64_t credits_, request_cycles_, response_cycles_, interleave_bytes_, data_bytes_, dequant_;
   int64_t line_instructions_, fetch_lines_;
+  uint64_t retire_entries_;
   uint32_t channel_mask_ = 0;
 
   // --- the run

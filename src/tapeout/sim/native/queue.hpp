@@ -55,11 +55,11 @@ struct Fetch {
   };
   int64_t low = 0, next = 0, lines = 0;
   uint64_t request_free = 0, presented_end = 0, generation = 0;
-  std::vector<uint64_t> ready;  // by line % fetch_lines; kUnknown while on its way
+  std::vector<uint64_t> ready;  // by instruction, modulo the window; kUnknown while on its way
   std::vector<Line> requests;   // lines whose runs are not all presented, from `head` on
   size_t head = 0;
   uint32_t run = 0;             // next run of requests[head]
-  uint64_t line_done = 0;       // latest completion of its runs so far
+  uint64_t last_return = 0;     // cycle from which the word that came last may issue
 };
 
 // An instruction of a DMA queue that has issued and whose retire cycle is not known yet.
@@ -102,7 +102,6 @@ struct Queue {
   int id = 0;
   const Stream* stream = nullptr;
   int64_t pc = 0, lines_from = 0, lines_to = 0;  // instructions of the current line
-  uint64_t line_ready = kUnknown;
   uint64_t next_issue = 0, last_retire = 0, index = 0;
   int64_t registers[kMaxRegisters] = {};
   LoopFrame loops[kMaxLoops];
@@ -112,6 +111,9 @@ struct Queue {
   uint32_t awaited = 0;  // wait mask while blocked on a token
   Fetch fetch;
   Generator generator;
+  // Retire cycles of the instructions that posted last, a ring of seq.retire_entries.
+  std::vector<uint64_t> post_retires;
+  uint64_t posting = 0, posted = 0;  // instructions that post: issued, of known retire cycle
   std::vector<PendingRetire> pending;
   std::vector<uint64_t> pending_clocks;
   // seq.load on its way

@@ -84,17 +84,14 @@ void Machine::illegal(const Queue& q) const {
 
 // Issues the instruction at the pc; false when the queue has to wait for what nobody knows yet.
 bool Machine::step(Queue& q) {
-  if (q.line_ready == kUnknown && q.pc < int64_t(q.stream->code.size())) {
-    q.line_ready = q.fetch.ready[size_t(line_of(q.pc) % uint32_t(fetch_lines_))];
-    if (q.line_ready == kUnknown) {
-      q.blocked = Blocked::fetch;
-      return false;
-    }
+  const uint64_t fetched = q.pc < int64_t(q.stream->code.size()) ? word_ready(q) : 0;
+  if (fetched == kUnknown) {
+    q.blocked = Blocked::fetch;
+    return false;
   }
-  uint64_t t = q.next_issue;
+  uint64_t t = std::max(q.next_issue, fetched);
   try {
     if (q.pc >= int64_t(q.stream->code.size())) illegal(q);
-    t = std::max(t, q.line_ready);
     if (q.stream->legal[size_t(q.pc)] != 1) illegal(q);
   } catch (ProgramFault& fault) {
     fail(q, std::move(fault), t);
@@ -116,21 +113,29 @@ bool Machine::step(Queue& q) {
     q.blocked = Blocked::retire;
     return false;
   }
+  const uint32_t posts = holds(q, ins.header.post_when) ? ins.header.posts : 0;
   uint64_t port = 0;
+  if (posts != 0 && q.posting >= retire_entries_) {  // its entry of the ring must have retired
+    if (q.posting - retire_entries_ >= q.posted) {
+      q.blocked = Blocked::retire;
+      return false;
+    }
+    port = q.post_retires[size_t(q.posting % retire_entries_)] + 1;
+  }
   switch (ins.op) {
-    case Op::MxuLoad: port = std::max(load_free_, after_stream_); break;
+    case Op::MxuLoad: port = std::max({port, load_free_, after_stream_}); break;
     case Op::MxuMatmul:
     case Op::MxuUnload:
-      port = std::max(stream_free_, tiles_[active_ ^ 1].loaded ? load_done_ : 0);
+      port = std::max({port, stream_free_, tiles_[active_ ^ 1].loaded ? load_done_ : 0});
       break;
-    case Op::VpuMap: port = vpu_free_; break;
+    case Op::VpuMap: port = std::max(port, vpu_free_); break;
     case Op::DmaLoad:
     case Op::DmaStore:
       if (q.generator.active) {
         q.blocked = Blocked::generator;
         return false;
       }
-      port = q.generator.free;
+      port = std::max(port, q.generator.free);
       break;
     default: break;
   }
@@ -143,7 +148,7 @@ bool Machine::step(Queue& q) {
     cause += cycle - t;
     t = cycle;
   };
-  until(q.line_ready, stalls.fetch);
+  until(fetched, stalls.fetch);
   for (uint32_t rest = waits; rest != 0; rest &= rest - 1) {
     const Channel& c = channels_[size_t(incoming_[size_t(q.id * 24 + std::countr_zero(rest))])];
     until(c.tokens[c.slot_of(c.waits)].visible, stalls.token[c.producer]);
@@ -173,7 +178,7 @@ bool Machine::step(Queue& q) {
 
   q.next_issue = t + 1;
   q.event = event;
-  const uint32_t posts = holds(q, ins.header.post_when) ? ins.header.posts : 0;
+  if (posts != 0) ++q.posting;
   try {
     if (!issue(q, ins, t, posts)) return false;
   } catch (ProgramFault& fault) {
@@ -335,9 +340,10 @@ void Machine::retire(Queue& q, uint64_t earliest, uint32_t posts, uint32_t event
     q.pending.push_back(p);
     return;
   }
-  q.last_retire = std::max(q.last_retire, earliest);
+  q.last_retire = std::max(q.last_retire + 1, earliest);
   if (trace_ != nullptr) trace_->events[event].retire = q.last_retire;
   if (posts == 0) return;
+  q.post_retires[size_t(q.posted++ % retire_entries_)] = q.last_retire;
   const uint64_t own = q.clock[q.id];
   q.clock[q.id] = q.index;
   deliver(q, posts, q.last_retire, q.clock, event);
