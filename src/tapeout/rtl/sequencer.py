@@ -1,0 +1,364 @@
+"""The sequencer of one queue: issue, registers, hardware loops, scalar loads, retirement."""
+
+from amaranth.hdl import Array, C, Module, Mux, Signal, Value, signed
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from tapeout.chip import Chip
+from tapeout.isa import seq
+from tapeout.isa.fields import WORD_BITS
+from tapeout.isa.instruction import Fault, Instruction, When
+from tapeout.isa.program import MAX_BASES
+from tapeout.isa.seq import REGISTER_BITS
+
+from .alu import ScalarAlu
+from .decode import field, is_a, refusal
+from .fetch import ADDRESS_BITS, PC_BITS, FetchUnit
+from .tokens import RetireQueue
+
+LOOP_BITS = REGISTER_BITS
+CYCLE_BITS = RetireQueue.STAMP_BITS
+BASE = data.StructLayout(
+    {"address": ADDRESS_BITS, "bytes": ADDRESS_BITS, "is_writable": 1, "is_given": 1}
+)
+BASES = data.ArrayLayout(BASE, MAX_BASES)
+
+
+class LoopStack(wiring.Component):
+    """Hardware loops of a queue, outermost first:
+
+    `pc` moves to `target` unless a body ends there that has iterations left; then to its begin. All
+    loops whose bodies end there for the last time are left at once.
+    """
+
+    def __init__(self, chip: Chip) -> None:
+        self.depth_max = chip.seq.loop_depth
+        self.line_words = chip.seq.fetch_line_instructions
+        self.lines = chip.seq.fetch_lines
+        super().__init__(
+            {
+                "advance": In(1),
+                "target": In(PC_BITS),
+                "next_pc": Out(PC_BITS),
+                "push": In(1),  # with `advance`: `target` is the first instruction of the body
+                "push_end": In(PC_BITS),
+                "push_count": In(LOOP_BITS),
+                "pc": In(PC_BITS),
+                "low_line": Out(PC_BITS),  # first line that is still needed
+                "is_full": Out(1),
+                "is_empty": Out(1),
+                "outer_end": Out(PC_BITS),  # of the innermost body
+                "is_first": Out(1),  # the innermost loop's iteration
+                "is_last": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        n = self.depth_max
+        begin = Array(Signal(PC_BITS, name=f"begin_{d}") for d in range(n))
+        end = Array(Signal(PC_BITS, name=f"end_{d}") for d in range(n))
+        left = Array(Signal(LOOP_BITS, name=f"left_{d}") for d in range(n))  # iterations after this
+        first = Array(Signal(1, name=f"first_{d}") for d in range(n))
+        depth = Signal(range(n + 1))
+        top = Signal(range(max(n, 2)))
+        m.d.comb += [
+            top.eq(depth - 1),
+            self.is_full.eq(depth == n),
+            self.is_empty.eq(depth == 0),
+            self.outer_end.eq(end[top]),
+            self.is_first.eq(first[top]),
+            self.is_last.eq(left[top] == 0),
+        ]
+
+        # From the innermost loop outwards: leave it, go round, or stay inside.
+        leaves: Value = C(1, 1)
+        m.d.comb += self.next_pc.eq(self.target)
+        next_depth = Signal.like(depth)
+        m.d.comb += next_depth.eq(depth)
+        for d in reversed(range(n)):
+            ends = Signal(name=f"ends_{d}")
+            m.d.comb += ends.eq((depth > d) & leaves & (self.target == end[d]))
+            with m.If(ends & (left[d] != 0)):
+                m.d.comb += self.next_pc.eq(begin[d])
+                with m.If(self.advance):
+                    m.d.sync += [left[d].eq(left[d] - 1), first[d].eq(0)]
+            with m.If(ends & (left[d] == 0)):
+                m.d.comb += next_depth.eq(d)
+            leaves = Mux(depth > d, ends & (left[d] == 0), leaves)
+        with m.If(self.advance):
+            m.d.sync += depth.eq(next_depth)
+            with m.If(self.push):
+                m.d.sync += depth.eq(depth + 1)
+                for d in range(n):
+                    with m.If(depth == d):
+                        m.d.sync += [
+                            begin[d].eq(self.target),
+                            end[d].eq(self.push_end),
+                            left[d].eq(self.push_count - 1),
+                            first[d].eq(1),
+                        ]
+
+        # The outermost loop whose body fits the window keeps its lines.
+        line_of = lambda pc: pc // self.line_words  # noqa: E731
+        m.d.comb += self.low_line.eq(line_of(self.pc))
+        for d in reversed(range(n)):
+            fits = line_of(end[d] - 1) - line_of(begin[d]) < self.lines
+            with m.If((depth > d) & fits):
+                begin_line = line_of(begin[d])
+                here = line_of(self.pc)
+                m.d.comb += self.low_line.eq(Mux(begin_line < here, begin_line, here))
+        return m
+
+
+class Sequencer(wiring.Component):
+    """One queue's sequencer:
+
+    An instruction issues in the first cycle in which it has come, its awaited tokens are there, its
+    port is free and, if it drains, all before it have retired. The next may issue a cycle later.
+
+    Ports:
+        active: the program runs and no queue has found an error.
+        now: cycles since the program began.
+        count, code_base: the stream; bases: base registers.
+        has_token, take, post: channels by bit of the wait and post masks.
+        comes, comes_word, request...: instruction fetch, see `FetchUnit`.
+        load_request, load_address: a scalar load, in this cycle; value_comes, value: its answer.
+        halted: the stream has ended. waits: it waits for tokens only.
+        fault: of the instruction that would issue now (`Fault.NONE` if it is sound), at `pc`.
+        issues, pc: an instruction issues. retires, retire_cycle: its retire cycle becomes known.
+    """
+
+    def __init__(self, chip: Chip, number: int) -> None:
+        self.chip, self.number = chip, number
+        self.name = chip.queue_names[number]
+        self.channels = (chip.queue_count - 1) * chip.tokens.channels_per_pair
+        self.fetch = FetchUnit(chip)
+        ports = self.fetch.signature.members
+        super().__init__(
+            {
+                "active": In(1),
+                "now": In(CYCLE_BITS),
+                "code_base": In(ADDRESS_BITS),
+                "count": In(PC_BITS),
+                "bases": In(BASES),
+                "has_token": In(self.channels),
+                "take": Out(self.channels),
+                "post": Out(self.channels),
+                **{name: ports[name] for name in (
+                    "request", "request_address", "request_words", "comes", "comes_word"
+                )},
+                "load_request": Out(1),
+                "load_address": Out(ADDRESS_BITS),
+                "value_comes": In(1),
+                "value": In(32),
+                "halted": Out(1),
+                "waits": Out(1),
+                "is_quiet": Out(1),  # nothing is to retire
+                "fault": Out(4),
+                "issues": Out(1),
+                "pc": Out(PC_BITS),
+                "retires": Out(1),
+                "retire_cycle": Out(CYCLE_BITS),
+            }
+        )  # fmt: skip
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.submodules.fetch = fetch = self.fetch
+        m.submodules.loops = loops = LoopStack(self.chip)
+        word = Signal(WORD_BITS)
+        m.d.comb += [
+            word.eq(fetch.word),
+            fetch.active.eq(self.active),
+            fetch.code_base.eq(self.code_base),
+            fetch.count.eq(self.count),
+            fetch.comes.eq(self.comes),
+            fetch.comes_word.eq(self.comes_word),
+            self.request.eq(fetch.request),
+            self.request_address.eq(fetch.request_address),
+            self.request_words.eq(fetch.request_words),
+        ]
+        halted, holds_value = Signal(), Signal()
+        next_pc = Signal(PC_BITS)
+        m.d.comb += [
+            fetch.pc.eq(self.pc),
+            fetch.next_pc.eq(next_pc),
+            fetch.low.eq(loops.low_line),
+            loops.pc.eq(self.pc),
+            next_pc.eq(self.pc),
+            self.halted.eq(halted | (self.count == 0)),
+        ]
+        m.d.sync += self.pc.eq(next_pc)
+
+        ready, is_past = Signal(), Signal()
+        m.d.comb += [
+            is_past.eq(self.pc >= self.count),
+            ready.eq(self.active & ~self.halted & ~holds_value & (is_past | fetch.has_word)),
+        ]
+
+        # What it waits for.
+        waits, posts = Signal(self.channels), Signal(self.channels)
+        m.d.comb += [
+            waits.eq(Mux(self._happens(word, "wait_when", loops), self._mask(word, "waits"), 0)),
+            posts.eq(Mux(self._happens(word, "post_when", loops), self._mask(word, "posts"), 0)),
+        ]
+        has_tokens, issues = Signal(), Signal()
+        retire_left = Signal(CYCLE_BITS)  # cycles until all that issued have retired
+        m.submodules.retiring = retiring = RetireQueue(self.chip, self.channels)
+        drains = field(word, Instruction, "drain") | is_a(word, seq.Halt)
+        refused = refusal(word, self.chip, self.name)
+        illegal = Signal()
+        m.d.comb += [
+            has_tokens.eq((waits & ~self.has_token) == 0),
+            illegal.eq(ready & (is_past | refused.instruction | refused.operand)),
+            issues.eq(
+                ready & ~illegal & has_tokens
+                & (~drains | (retire_left == 0))
+                & ((posts == 0) | retiring.has_room)
+            ),
+            self.issues.eq(issues),
+            self.waits.eq(ready & ~illegal & ~has_tokens),
+            self.is_quiet.eq((retire_left == 0) & retiring.is_empty & ~holds_value),
+            self.take.eq(Mux(issues, waits, 0)),
+        ]  # fmt: skip
+
+        # What it does.
+        fault = Signal(4)
+        done = Signal()  # the instruction is over: the pc moves, its retire cycle is known
+        registers = self._registers(m, word, issues & (fault == 0))
+        target, push = Signal(PC_BITS), Signal()
+        m.d.comb += [
+            target.eq(self.pc + 1),
+            done.eq(issues & (fault == 0) & ~is_a(word, seq.Load) | self.value_comes),
+            loops.advance.eq(done & ~is_a(word, seq.Halt)),
+            loops.target.eq(target),
+            loops.push.eq(push),
+            self.fault.eq(
+                Mux(illegal, Mux(is_past | refused.instruction, Fault.ILLEGAL_INSTRUCTION,
+                                 Fault.ILLEGAL_OPERAND), Mux(issues, fault, Fault.NONE))
+            ),
+        ]  # fmt: skip
+        with m.If(loops.advance):
+            m.d.comb += next_pc.eq(loops.next_pc)
+        with m.If(is_a(word, seq.Loop)):
+            self._loop(m, word, registers, loops, target, push, fault)
+        with m.If(is_a(word, seq.Load)):
+            self._load(m, word, registers, issues, fault)
+        with m.If(is_a(word, seq.Trap)):
+            m.d.comb += fault.eq(Fault.TRAP)
+        with m.If(issues & is_a(word, seq.Halt)):
+            m.d.sync += halted.eq(1)
+        with m.If(issues & (fault == 0) & is_a(word, seq.Load)):
+            m.d.sync += holds_value.eq(1)
+        with m.If(self.value_comes):
+            m.d.sync += holds_value.eq(0)
+
+        # Retirement, in order, one a cycle.
+        latency = 1
+        after = Signal(CYCLE_BITS)
+        m.d.comb += [
+            after.eq(Mux(retire_left + 1 > latency, retire_left + 1, latency)),
+            self.retires.eq(done),
+            self.retire_cycle.eq(self.now + after),
+            retiring.now.eq(self.now),
+            retiring.push.eq(done & (posts != 0)),
+            retiring.push_retire.eq(self.retire_cycle),
+            retiring.push_posts.eq(posts),
+            self.post.eq(retiring.posts),
+        ]
+        with m.If(done):
+            m.d.sync += retire_left.eq(after - 1)
+        with m.Elif(retire_left != 0):
+            m.d.sync += retire_left.eq(retire_left - 1)
+        return m
+
+    def _mask(self, word: Value, name: str) -> Value:
+        return field(word, Instruction, name)[: self.channels]
+
+    def _happens(self, word: Value, name: str, loops: LoopStack) -> Value:
+        """Whether a wait or post is due on this iteration of the innermost loop."""
+        when = field(word, Instruction, name)
+        is_first = loops.is_empty | loops.is_first
+        return Array(
+            {
+                When.ALWAYS: C(1, 1),
+                When.FIRST: is_first,
+                When.LAST: loops.is_empty | loops.is_last,
+                When.NOT_FIRST: ~is_first,
+            }[w]
+            for w in When
+        )[when]
+
+    def _registers(self, m: Module, word: Value, writes: Value) -> Array:
+        """The scalar registers, with what `seq.set`, `seq.alu` and loaded values write to them."""
+        n = self.chip.seq.registers
+        zero = C(0, signed(REGISTER_BITS))
+        registers = Array(
+            zero if r == 0 else Signal(signed(REGISTER_BITS), name=f"r{r}") for r in range(n)
+        )
+        m.submodules.alu = alu = ScalarAlu()
+        m.d.comb += [
+            alu.op.eq(field(word, seq.AluOp, "op")),
+            alu.x.eq(registers[field(word, seq.AluOp, "a")]),
+            alu.y.eq(registers[field(word, seq.AluOp, "b")] + field(word, seq.AluOp, "imm")),
+        ]
+        result, write, number = Signal(signed(REGISTER_BITS)), Signal(), Signal(5)
+        with m.If(self.value_comes):
+            m.d.comb += [
+                write.eq(1),
+                number.eq(field(word, seq.Load, "dst")),
+                result.eq(self.value.as_signed()),
+            ]
+        for cls, value in ((seq.Set, field(word, seq.Set, "value")), (seq.AluOp, alu.result)):
+            with m.If(writes & is_a(word, cls)):
+                m.d.comb += [write.eq(1), number.eq(field(word, cls, "dst")), result.eq(value)]
+        for r in range(1, n):
+            with m.If(write & (number == r)):
+                m.d.sync += registers[r].eq(result)
+        return registers
+
+    def _loop(
+        self, m: Module, word: Value, registers: Array, loops: LoopStack, target: Value,
+        push: Value, fault: Value,
+    ) -> None:  # fmt: skip
+        length = field(word, seq.Loop, "length")
+        count = Signal(signed(REGISTER_BITS + 1))
+        end, outer_end = Signal(PC_BITS), Signal(PC_BITS)
+        m.d.comb += [
+            count.eq(
+                field(word, seq.Loop, "count", "imm")
+                + registers[field(word, seq.Loop, "count", "reg")]
+            ),
+            end.eq(self.pc + 1 + length),
+            outer_end.eq(Mux(loops.is_empty, self.count, loops.outer_end)),
+            loops.push_end.eq(end),
+            loops.push_count.eq(count),
+        ]
+        with m.If((length == 0) | (end > outer_end)):
+            m.d.comb += fault.eq(Fault.ILLEGAL_OPERAND)
+        with m.Elif(count <= 0):
+            m.d.comb += target.eq(end)
+        with m.Elif(loops.is_full):
+            m.d.comb += fault.eq(Fault.LOOP_DEPTH)
+        with m.Else():
+            m.d.comb += push.eq(1)
+
+    def _load(self, m: Module, word: Value, registers: Array, issues: Value, fault: Value) -> None:
+        base = Signal(BASE)
+        offset = Signal(signed(REGISTER_BITS + 2))
+        m.d.comb += [
+            base.eq(Array(self.bases[b] for b in range(MAX_BASES))[
+                field(word, seq.Load, "src", "base")
+            ]),
+            offset.eq(
+                field(word, seq.Load, "src", "offset")
+                + registers[field(word, seq.Load, "src", "reg")]
+            ),
+            self.load_address.eq(base.address + offset),
+            self.load_request.eq(issues & (fault == 0)),
+        ]  # fmt: skip
+        with m.If(offset[:2] != 0):
+            m.d.comb += fault.eq(Fault.ILLEGAL_OPERAND)
+        with m.Elif(~base.is_given | (offset < 0) | (offset + 4 > base.bytes)):
+            m.d.comb += fault.eq(Fault.HBM_BOUNDS)
