@@ -25,7 +25,10 @@ class ScalarProgram:
         self.streams: list[list[Instruction]] = [[] for _ in chip.queue_names]
         # Small values, so that many are useful as counts and addresses.
         self.table = np.random.default_rng(seed).integers(-3, 40, TABLE_BYTES // 4, np.int32)
-        makers = [self.compute, self.compute, self.load, self.loop, self.token, self.token_loop]
+        makers = [
+            self.compute, self.witness, self.witness, self.load, self.loop, self.token,
+            self.token_loop,
+        ]  # fmt: skip
         for _ in range(blocks):
             self.rng.choice(makers)()
         for stream in self.streams:
@@ -67,6 +70,20 @@ class ScalarProgram:
     def compute(self) -> None:
         self.streams[self.queue()] += [self.scalar() for _ in range(self.rng.randrange(1, 9))]
 
+    def witness(self) -> None:
+        """Three bits of a result become a trip count, and so cycles: nothing else shows values."""
+        r, shown = self.register(), 9
+        self.streams[self.queue()] += [
+            *(self.scalar() for _ in range(self.rng.randrange(2, 6))),
+            seq.AluOp(
+                op=self.rng.choice(list(seq.Alu)), dst=r, a=self.register(), b=self.register()
+            ),
+            seq.AluOp(op=seq.Alu.SHR, dst=shown, a=r, imm=self.rng.choice([0, 1, 23, 45])),
+            seq.AluOp(op=seq.Alu.AND, dst=shown, a=shown, imm=7),
+            seq.Loop(count=Count(0, shown), length=1),
+            seq.Nop(),
+        ]
+
     def load(self) -> None:
         at = self.rng.randrange(TABLE_BYTES // 4) * 4
         self.streams[self.queue()].append(seq.Load(dst=self.register(), src=HbmAddr(0, at)))
@@ -106,8 +123,11 @@ class ScalarProgram:
 
     def token(self) -> None:
         producer, consumer, post, wait = self.pair()
-        self.streams[producer].append(seq.Nop(posts=post, drain=self.rng.random() < 0.1))
-        self.streams[consumer].append(seq.Nop(waits=wait))
+        when = [When.ALWAYS, When.FIRST, When.LAST]  # all hold outside loops
+        self.streams[producer].append(
+            seq.Nop(posts=post, post_when=self.rng.choice(when), drain=self.rng.random() < 0.1)
+        )
+        self.streams[consumer].append(seq.Nop(waits=wait, wait_when=self.rng.choice(when)))
 
     def token_loop(self) -> None:
         producer, consumer, post, wait = self.pair()
