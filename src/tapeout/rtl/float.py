@@ -1,0 +1,191 @@
+"""Floating point of the chip as hardware: the fused multiply-add of array and vector unit.
+
+Contract: bit for bit `tapeout.numerics.arith.fma`: subnormal operands are zero, the product is
+exact, one rounding to nearest even follows the sum, what is tiny after rounding is zero, and NaN is
+0x7FC00000.
+"""
+
+from dataclasses import dataclass
+
+from amaranth.hdl import C, Cat, Module, Mux, Signal, Value, signed
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+EXPONENT_BITS, FRACTION_BITS, BIAS = 8, 23, 127
+SIGNIFICAND_BITS = FRACTION_BITS + 1
+CANONICAL_NAN = 0x7FC00000
+_GUARD_BITS = 3  # below both operands: enough for one rounding after a cancellation of one bit
+_POWER = signed(EXPONENT_BITS + 3)  # exponents of products, unbiased
+_LEAST = -(1 << EXPONENT_BITS + 1)  # that of a zero: below all others
+
+
+@dataclass(frozen=True)
+class Parts:
+    """An operand taken apart; a subnormal is a zero."""
+
+    sign: Value
+    power: Value  # unbiased
+    significand: Value  # with its leading one; 0 for a zero
+    is_zero: Value
+    is_inf: Value
+    is_nan: Value
+
+
+def parts_of(bits: Value, fraction_bits: int = FRACTION_BITS) -> Parts:
+    """The parts of an fp32, or of a bf16 where `fraction_bits` is 7."""
+    fraction = bits[:fraction_bits]
+    exponent = bits[fraction_bits : fraction_bits + EXPONENT_BITS]
+    is_zero, is_top = exponent == 0, exponent.all()
+    return Parts(
+        sign=bits[fraction_bits + EXPONENT_BITS],
+        power=Mux(is_zero, _LEAST, exponent - BIAS),
+        significand=Mux(is_zero, 0, Cat(fraction, C(1, 1))),
+        is_zero=is_zero,
+        is_inf=is_top & (fraction == 0),
+        is_nan=is_top & (fraction != 0),
+    )
+
+
+class FusedMultiplyAdd(wiring.Component):
+    """a * b + c, rounded once:
+
+    The product is exact and registered; `c` joins it a cycle later, and the result follows
+    `adder_stages` cycles after `c`: alignment (with three stages), sum, normalisation and rounding.
+
+    Ports:
+        a, b: fp32, or bf16 where `factor_bits` is 16. c, result: fp32.
+    """
+
+    STAGES = (1, 2, 3)
+
+    def __init__(self, *, factor_bits: int, adder_stages: int) -> None:
+        if factor_bits not in (16, 32) or adder_stages not in self.STAGES:
+            raise ValueError(
+                f"a fused multiply-add has factors of 16 or 32 bits and 1 to 3 adder stages, not "
+                f"{factor_bits} and {adder_stages}"
+            )
+        self.fraction_bits = factor_bits - 1 - EXPONENT_BITS
+        self.adder_stages = adder_stages
+        super().__init__(
+            {"a": In(factor_bits), "b": In(factor_bits), "c": In(32), "result": Out(32)}
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        a, b = (parts_of(v, self.fraction_bits) for v in (self.a, self.b))
+        c = parts_of(self.c)
+        product_bits = 2 * (self.fraction_bits + 1)
+
+        def register(value: Value, name: str) -> Signal:
+            held = Signal(value.shape(), name=name)
+            m.d.sync += held.eq(value)
+            return held
+
+        # The exact product.
+        product_zero = a.is_zero | b.is_zero
+        power = Signal(_POWER)
+        m.d.comb += power.eq(Mux(product_zero, _LEAST, a.power + b.power))
+        product = register(
+            Mux(product_zero, 0, a.significand * b.significand)[:product_bits], "product"
+        )
+        product_power = register(power, "product_power")
+        product_sign = register(a.sign ^ b.sign, "product_sign")
+        product_inf = register(a.is_inf | b.is_inf, "product_inf")
+        product_nan = register(
+            a.is_nan | b.is_nan | (a.is_inf & b.is_zero) | (a.is_zero & b.is_inf), "product_nan"
+        )
+
+        # Alignment: the operand of the smaller power moves right; what it loses is sticky.
+        fraction = max(product_bits - 2, FRACTION_BITS) + _GUARD_BITS
+        width = fraction + 2
+        wide_product = product << (fraction - (product_bits - 2))
+        wide_c = c.significand << (fraction - FRACTION_BITS)
+        c_power = Signal(_POWER)
+        distance = Signal(signed(_POWER.width + 1))
+        m.d.comb += [c_power.eq(c.power), distance.eq(product_power - c_power)]
+        c_is_big = distance < 0
+        big, small = Signal(width), Signal(width)
+        by, sticky = Signal(range(width + 1)), Signal()
+        shifted = Signal(2 * width)
+        magnitude = Mux(c_is_big, -distance, distance)
+        m.d.comb += [
+            big.eq(Mux(c_is_big, wide_c, wide_product)),
+            small.eq(Mux(c_is_big, wide_product, wide_c)),
+            by.eq(Mux(magnitude > width, width, magnitude)),
+            shifted.eq((small << width) >> by),
+            sticky.eq(shifted[:width].any()),
+        ]
+        # A special result is decided here and goes beside the sum.
+        is_nan = product_nan | c.is_nan | (product_inf & c.is_inf & (product_sign ^ c.sign))
+        is_inf = product_inf | c.is_inf
+        special = Signal(32)
+        m.d.comb += special.eq(
+            Mux(
+                is_nan,
+                CANONICAL_NAN,
+                Cat(C(0x7F800000, 31), Mux(product_inf, product_sign, c.sign)),
+            )
+        )
+        state = {
+            "big": big,
+            "small": Cat(sticky, shifted[width:]),
+            "power": Mux(c_is_big, c_power, product_power),
+            "big_sign": Mux(c_is_big, c.sign, product_sign),
+            "subtracts": product_sign ^ c.sign,
+            "is_special": is_nan | is_inf,
+            "special": special,
+        }
+        if self.adder_stages == 3:
+            state = {name: register(value, f"aligned_{name}") for name, value in state.items()}
+
+        # The sum, made positive.
+        total = Signal(signed(width + 3))
+        wide_big = state["big"] << 1
+        m.d.comb += total.eq(
+            Mux(state["subtracts"], wide_big - state["small"], wide_big + state["small"])
+        )
+        is_negative = total < 0
+        state = {
+            "sum": Mux(is_negative, -total, total)[: width + 2],
+            "power": state["power"],
+            # A zero that is the difference of equals is positive.
+            "sign": Mux(
+                total == 0,
+                state["big_sign"] & ~state["subtracts"],
+                state["big_sign"] ^ is_negative,
+            ),
+            "is_special": state["is_special"],
+            "special": state["special"],
+        }
+        if self.adder_stages >= 2:
+            state = {name: register(value, f"sum_{name}") for name, value in state.items()}
+
+        rounded = self._round(m, state, width + 2)
+        m.d.sync += self.result.eq(rounded)
+        return m
+
+    def _round(self, m: Module, state: dict[str, Value], width: int) -> Value:
+        """The fp32 of a sum of `width` bits whose two leading bits are worth 4 and 2 x 2^power."""
+        zeros = Signal(range(width + 1))
+        m.d.comb += zeros.eq(width)
+        for k in range(width):  # the last assignment, of the highest one, counts
+            with m.If(state["sum"][k]):
+                m.d.comb += zeros.eq(width - 1 - k)
+        normal = Signal(width)
+        m.d.comb += normal.eq((state["sum"] << zeros)[:width])
+        kept = normal[width - SIGNIFICAND_BITS :]
+        half, below = normal[width - SIGNIFICAND_BITS - 1], normal[: width - SIGNIFICAND_BITS - 1]
+        up = half & (below.any() | kept[0])
+        significand = Signal(SIGNIFICAND_BITS + 1)
+        m.d.comb += significand.eq(kept + up)
+        carry = significand[SIGNIFICAND_BITS]  # then all other bits are zero
+        exponent = Signal(signed(EXPONENT_BITS + 4))
+        m.d.comb += exponent.eq(state["power"] + 2 - zeros + carry + BIAS)
+        is_tiny = (state["sum"] == 0) | (exponent <= 0)
+        overflows = exponent >= (1 << EXPONENT_BITS) - 1
+        finite = Cat(
+            Mux(is_tiny | overflows, 0, significand[:FRACTION_BITS]),
+            Mux(is_tiny, 0, Mux(overflows, C(0xFF, EXPONENT_BITS), exponent[:EXPONENT_BITS])),
+            state["sign"],
+        )
+        return Mux(state["is_special"], state["special"], finite)
