@@ -25,10 +25,14 @@ ELEMENTS = [(16, 1), (16, 2), (16, 3), (32, 2), (32, 3)]
 class Element:
     def __init__(self, factor_bits: int, adder_stages: int) -> None:
         self.factor_bits, self.latency_cycles = factor_bits, 1 + adder_stages
-        element = FusedMultiplyAdd(factor_bits=factor_bits, adder_stages=adder_stages)
+
+        def text() -> str:
+            element = FusedMultiplyAdd(factor_bits=factor_bits, adder_stages=adder_stages)
+            return verilog.convert(element, name="fma", strip_internal_attrs=True)
+
         path = compiled(
             f"fma{factor_bits}", "fma", f"{factor_bits} {adder_stages}",
-            lambda: verilog.convert(element, name="fma", strip_internal_attrs=True),
+            text,
             [Path(tapeout.rtl.__file__).parent / "native" / "vectors.cpp"], {},
         )  # fmt: skip
         self.native = ctypes.CDLL(str(path))
@@ -56,9 +60,7 @@ def element(request: pytest.FixtureRequest) -> Element:
 
 def test_specials(element: Element) -> None:
     signed = np.concatenate([SPECIALS, SPECIALS | np.uint32(1 << 31)])
-    a, b, c = (
-        np.array(x, np.uint32) for x in zip(*itertools.product(signed, repeat=3), strict=True)
-    )
+    a, b, c = np.array(list(itertools.product(signed, repeat=3)), np.uint32).T
     element.check(a, b, c)
 
 
@@ -92,6 +94,7 @@ def test_results_near_the_smallest_normal(element: Element) -> None:
     element.check(a, b.astype(np.uint32), c.astype(np.uint32))
 
 
+@pytest.mark.filterwarnings("ignore::amaranth.hdl.UnusedElaboratable")
 def test_refused_parameters() -> None:
     with pytest.raises(ValueError, match="factors of 16 or 32 bits and 1 to 3 adder stages, not 8"):
         FusedMultiplyAdd(factor_bits=8, adder_stages=2)
