@@ -15,8 +15,8 @@ from tapeout.rtl.float import FusedMultiplyAdd
 
 SPECIALS = np.array(
     [0x00000000, 0x00000001, 0x007FFFFF, 0x00800000, 0x00800001, 0x00FFFFFF, 0x33800000, 0x3F7FFFFF,
-     0x3F800000, 0x3F800001, 0x3FFFFFFF, 0x40000000, 0x4B000000, 0x5F000000, 0x7E800000, 0x7F7FFFFF,
-     0x7F800000, 0x7F800001, 0x7FC00000, 0x7FFFFFFF],
+     0x3F800000, 0x3F800001, 0x3FFFFFFF, 0x40000000, 0x4B000000, 0x5F000000, 0x73000000, 0x7E800000,
+     0x7F7FFFFF, 0x7F800000, 0x7F800001, 0x7FC00000, 0x7FFFFFFF],
     np.uint32,
 )  # fmt: skip
 ELEMENTS = [(16, 1), (16, 2), (16, 3), (32, 2), (32, 3)]
@@ -83,6 +83,19 @@ def test_cancellation(element: Element) -> None:
     far = c + (rng.integers(-50, 51, n) << 23).astype(np.uint32)
     for other in (c, near, far):
         element.check(a, b, other)
+
+
+def test_sums_that_reach_four(element: Element) -> None:
+    """A sum in [4, 8) has a bit less below its last one: what was shifted out breaks the tie."""
+    m = np.arange(240, 256)
+    p = (m[:, None] * m).ravel() / 128.0**2  # 3.5 to 4, exact
+    factors = [np.repeat(m, 16) / 128.0, np.tile(m, 16) / 128.0]
+    last = 2.0**-21
+    for k in range(64):
+        for beyond in (-(2.0**-28), 0.0, 2.0**-28, 2.0**-27):
+            c = 4 + k * last + last / 2 + beyond - p
+            held = c == c.astype(np.float32)
+            element.check(*(arith.bits(x[held].astype(np.float32)) for x in (*factors, c)))
 
 
 def test_results_near_the_smallest_normal(element: Element) -> None:
