@@ -128,6 +128,9 @@ class ScalarProgram:
             seq.Nop(posts=post, post_when=self.rng.choice(when), drain=self.rng.random() < 0.1)
         )
         self.streams[consumer].append(seq.Nop(waits=wait, wait_when=self.rng.choice(when)))
+        never = When.NOT_FIRST  # outside loops nothing is waited for or posted
+        self.streams[producer].append(seq.Nop(posts=post, post_when=never))
+        self.streams[consumer].append(seq.Nop(waits=wait, wait_when=never))
 
     def token_loop(self) -> None:
         producer, consumer, post, wait = self.pair()
