@@ -17,7 +17,7 @@ def bare_core(chip: Chip = TINY, hbm: bytes = b"") -> Core:
     """A core whose base b0 is these bytes, writable."""
     log = Log()
     memory = HbmMemory(1 << 20, log)
-    memory.allocate(len(hbm), 1)
+    memory.grow(len(hbm))
     memory.data[: len(hbm)] = np.frombuffer(hbm, np.uint8)
     memory.bases = {0: (0, len(hbm), True)}
     core = Core(chip, memory, log)

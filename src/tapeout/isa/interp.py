@@ -19,6 +19,7 @@ from . import seq
 from .checker import Checker
 from .errors import BY_FAULT, DeadlockError, ProgramError, UninitializedError
 from .fields import WORD_BYTES
+from .host import HostHbm
 from .instruction import Fault, HardwareError, Instruction, Resolved
 from .memory import HbmMemory, Log, RowMemory
 from .program import Program, channel_peer
@@ -65,7 +66,7 @@ class Core:
         return np.broadcast_to(np.arange(self.chip.lanes) < lanes, (count, self.chip.lanes))
 
 
-class Interp:
+class Interp(HostHbm):
     """The interp target: see TARGET in the package docs. One instance is one chip with its HBM.
 
     Args:
@@ -75,9 +76,10 @@ class Interp:
     """
 
     def __init__(self, chip: Chip, *, checks: bool = True, hbm_bytes: int | None = None) -> None:
+        super().__init__(hbm_bytes or chip.hbm.capacity_bytes, "reset() frees them")
         self.chip, self.checks = chip, checks
         self._log = Log()
-        self._hbm = HbmMemory(hbm_bytes or chip.hbm.capacity_bytes, self._log)
+        self._hbm = HbmMemory(self.hbm_bytes, self._log)
         self._core = Core(chip, self._hbm, self._log)
         self._decoded: dict[tuple[str, bytes], Instruction | HardwareError] = {}
 
@@ -85,25 +87,17 @@ class Interp:
 
     def allocate(self, nbytes: int, align: int = 4096) -> int:
         """The HBM address of `nbytes` fresh bytes, zero until written."""
-        return self._hbm.allocate(nbytes, align)
+        address = super().allocate(nbytes, align)
+        self._hbm.grow(self._used)
+        return address
 
     def reset(self) -> None:
         """Frees all of HBM."""
-        self._hbm.used = 0
+        self._used = 0
         self._hbm.data[:] = 0
 
-    def write(self, address: int, data: bytes | np.ndarray) -> None:
-        """Copies bytes (an array's bytes, in C order) to HBM."""
-        raw = (
-            np.ascontiguousarray(data).reshape(-1).view(np.uint8)
-            if isinstance(data, np.ndarray)
-            else np.frombuffer(data, np.uint8)
-        )
-        self._hbm.host(address, len(raw))[:] = raw
-
-    def read(self, address: int, nbytes: int) -> np.ndarray:
-        """uint8 [nbytes] copied from HBM."""
-        return self._hbm.host(address, nbytes).copy()
+    def _bytes(self) -> np.ndarray:
+        return self._hbm.data
 
     def load(self, program: Program, bases: dict[int, tuple[int, int, bool]]) -> Loaded:
         """Writes the code image to HBM and binds base registers to (address, bytes, writable).
@@ -113,7 +107,7 @@ class Interp:
         """
         program.check_bindings(self.chip, bases)
         for address, nbytes, _ in bases.values():
-            self._hbm.host(address, nbytes)
+            self._range(address, nbytes)
         code = {}
         for name, stream in program.streams.items():
             image = program.encode(name)

@@ -123,36 +123,19 @@ class RowMemory:
 
 
 class HbmMemory:
-    """Bytes that grow up to a limit, a bump allocator for the host, base registers for programs."""
+    """Bytes that grow up to a limit, and the base registers by which programs reach them."""
 
     def __init__(self, limit_bytes: int, log: Log) -> None:
         self.limit_bytes, self.log = limit_bytes, log
         self.data = np.zeros(0, np.uint8)
-        self.used = 0
         self.bases: dict[int, tuple[int, int, bool]] = {}
 
-    def allocate(self, nbytes: int, align: int) -> int:
-        """The address of `nbytes` fresh bytes."""
-        address = -(-self.used // align) * align
-        if nbytes < 0 or address + nbytes > self.limit_bytes:
-            raise MemoryError(
-                f"{nbytes} bytes do not fit HBM: {address} of {self.limit_bytes} bytes are taken; "
-                f"reset() frees them"
-            )
-        self.used = address + nbytes
-        if self.used > len(self.data):
-            grown = np.zeros(min(max(2 * len(self.data), self.used), self.limit_bytes), np.uint8)
+    def grow(self, nbytes: int) -> None:
+        """Makes room for `nbytes` in all; what is new is zero."""
+        if nbytes > len(self.data):
+            grown = np.zeros(min(max(2 * len(self.data), nbytes), self.limit_bytes), np.uint8)
             grown[: len(self.data)] = self.data
             self.data = grown
-        return address
-
-    def host(self, address: int, nbytes: int) -> np.ndarray:
-        """The host's view of allocated bytes."""
-        if address < 0 or nbytes < 0 or address + nbytes > self.used:
-            raise ValueError(
-                f"bytes {address}..{address + nbytes} are outside the {self.used} allocated bytes"
-            )
-        return self.data[address : address + nbytes]
 
     def read(self, base: int, offsets: Rows, nbytes: int) -> np.ndarray:
         """uint8 [n, nbytes]: the pieces at `offsets` of a base's segment."""

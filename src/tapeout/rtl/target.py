@@ -12,6 +12,7 @@ import numpy as np
 from tapeout.chip import Chip
 from tapeout.isa import errors
 from tapeout.isa.fields import WORD_BYTES
+from tapeout.isa.host import HostHbm
 from tapeout.isa.instruction import REGISTRY, Fault
 from tapeout.isa.program import MAX_BASES, Program
 
@@ -47,7 +48,7 @@ class RtlResult:
     events: np.ndarray = field(repr=False)
 
 
-class Rtl:
+class Rtl(HostHbm):
     """One core with its HBM.
 
     Args:
@@ -60,9 +61,10 @@ class Rtl:
         self, chip: Chip, *, hbm_bytes: int | None = None, limit_cycles: int = 1 << 32
     ) -> None:
         self.chip, self.limit_cycles = chip, limit_cycles
-        self.hbm_bytes = hbm_bytes or min(chip.hbm.capacity_bytes, _DEFAULT_HBM_BYTES)
+        super().__init__(
+            hbm_bytes or min(chip.hbm.capacity_bytes, _DEFAULT_HBM_BYTES), "hbm_bytes= makes room"
+        )
         self._hbm = np.zeros(self.hbm_bytes, np.uint8)
-        self._used = 0
         self._native = ctypes.CDLL(str(library(chip)))
         self._native.bench_create.restype = ctypes.c_void_p
         for name in ("bench_fault_pc", "bench_event_count"):
@@ -74,32 +76,8 @@ class Rtl:
         if hasattr(self, "_bench"):
             self._native.bench_destroy(self._bench)
 
-    def allocate(self, nbytes: int, align: int = 4096) -> int:
-        """The HBM address of `nbytes` fresh bytes, zero until written."""
-        address = -(-self._used // align) * align
-        if nbytes < 0 or address + nbytes > self.hbm_bytes:
-            raise MemoryError(
-                f"{nbytes} bytes do not fit HBM: {address} of {self.hbm_bytes} bytes are taken; "
-                f"hbm_bytes= makes room"
-            )
-        self._used = address + nbytes
-        return address
-
-    def write(self, address: int, data: bytes | np.ndarray) -> None:
-        """Copies bytes (an array's bytes, in C order) to HBM."""
-        raw = np.frombuffer(np.ascontiguousarray(data).tobytes(), np.uint8)
-        self._range(address, len(raw))[:] = raw
-
-    def read(self, address: int, nbytes: int) -> np.ndarray:
-        """uint8 [nbytes] copied from HBM."""
-        return self._range(address, nbytes).copy()
-
-    def _range(self, address: int, nbytes: int) -> np.ndarray:
-        if address < 0 or nbytes < 0 or address + nbytes > self._used:
-            raise ValueError(
-                f"bytes {address}..{address + nbytes} are outside the {self._used} allocated bytes"
-            )
-        return self._hbm[address : address + nbytes]
+    def _bytes(self) -> np.ndarray:
+        return self._hbm
 
     def load(self, program: Program, bases: dict[int, tuple[int, int, bool]]) -> Loaded:
         """Writes the code image to HBM and binds base registers to (address, bytes, writable).
@@ -115,7 +93,7 @@ class Rtl:
             image = program.encode(name) if program.streams.get(name) else b""
             self._check_supported(name, image)
             address = self.allocate(-(-len(image) // line_bytes) * line_bytes)
-            self.write(address, np.frombuffer(image, np.uint8))
+            self.write(address, image)
             code.append((address, len(image) // WORD_BYTES))
         return Loaded(program, code, dict(bases))
 

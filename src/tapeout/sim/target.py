@@ -8,6 +8,7 @@ import numpy as np
 
 from tapeout.chip import Chip
 from tapeout.isa import errors
+from tapeout.isa.host import HostHbm
 from tapeout.isa.instruction import Fault
 from tapeout.isa.native import flatten
 from tapeout.isa.program import Program
@@ -36,7 +37,7 @@ class Loaded:
     native: Any = field(repr=False)
 
 
-class Sim:
+class Sim(HostHbm):
     """One chip (one core of it) with its HBM.
 
     Args:
@@ -47,27 +48,18 @@ class Sim:
     """
 
     def __init__(self, chip: Chip, *, checks: bool = True, hbm_bytes: int | None = None) -> None:
+        super().__init__(
+            hbm_bytes or min(chip.hbm.capacity_bytes, _DEFAULT_HBM_BYTES),
+            "reset() frees them, hbm_bytes= makes room",
+        )
         self.chip, self.checks = chip, checks
-        self.hbm_bytes = hbm_bytes or min(chip.hbm.capacity_bytes, _DEFAULT_HBM_BYTES)
         native: Any = _native
         self._machine = native.Machine(
             flatten(chip), list(chip.queue_names), self.hbm_bytes, checks
         )
         self._hbm: np.ndarray = self._machine.hbm_view()
-        self._used = 0
 
     # --- host side ---
-
-    def allocate(self, nbytes: int, align: int = 4096) -> int:
-        """The HBM address of `nbytes` fresh bytes, zero until written."""
-        address = -(-self._used // align) * align
-        if nbytes < 0 or address + nbytes > self.hbm_bytes:
-            raise MemoryError(
-                f"{nbytes} bytes do not fit HBM: {address} of {self.hbm_bytes} bytes are taken; "
-                f"reset() frees them, hbm_bytes= makes room"
-            )
-        self._used = address + nbytes
-        return address
 
     def reset(self) -> None:
         """Frees all of HBM; it reads as zero again."""
@@ -77,26 +69,14 @@ class Sim:
         self._machine.touched(0, self._used)
         self._used = 0
 
-    def write(self, address: int, data: bytes | np.ndarray) -> None:
-        """Copies bytes (an array's bytes, in C order) to HBM."""
-        raw = (
-            np.ascontiguousarray(data).reshape(-1).view(np.uint8)
-            if isinstance(data, np.ndarray)
-            else np.frombuffer(data, np.uint8)
-        )
-        self._range(address, len(raw))[:] = raw
-        self._machine.touched(address, address + len(raw))
+    def write(self, address: int, data: bytes | np.ndarray) -> int:
+        """Copies bytes (an array's bytes, in C order) to HBM; how many."""
+        count = super().write(address, data)
+        self._machine.touched(address, address + count)
+        return count
 
-    def read(self, address: int, nbytes: int) -> np.ndarray:
-        """uint8 [nbytes] copied from HBM."""
-        return self._range(address, nbytes).copy()
-
-    def _range(self, address: int, nbytes: int) -> np.ndarray:
-        if address < 0 or nbytes < 0 or address + nbytes > self._used:
-            raise ValueError(
-                f"bytes {address}..{address + nbytes} are outside the {self._used} allocated bytes"
-            )
-        return self._hbm[address : address + nbytes]
+    def _bytes(self) -> np.ndarray:
+        return self._hbm
 
     def load(self, program: Program, bases: dict[int, tuple[int, int, bool]]) -> Loaded:
         """Writes the code image to HBM and binds base registers to (address, bytes, writable).
