@@ -3,6 +3,7 @@
 from amaranth.hdl import Array, C, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
 from tapeout.chip import Chip
 from tapeout.isa import seq
@@ -100,15 +101,17 @@ class LoopStack(wiring.Component):
                         ]
 
         # The outermost loop whose body fits the window keeps its lines.
-        line_of = lambda pc: pc // self.line_words  # noqa: E731
-        m.d.comb += self.low_line.eq(line_of(self.pc))
+        m.d.comb += self.low_line.eq(self._line_of(self.pc))
         for d in reversed(range(n)):
-            fits = line_of(end[d] - 1) - line_of(begin[d]) < self.lines
+            fits = self._line_of(end[d] - 1) - self._line_of(begin[d]) < self.lines
             with m.If((depth > d) & fits):
-                begin_line = line_of(begin[d])
-                here = line_of(self.pc)
+                begin_line = self._line_of(begin[d])
+                here = self._line_of(self.pc)
                 m.d.comb += self.low_line.eq(Mux(begin_line < here, begin_line, here))
         return m
+
+    def _line_of(self, pc: Value) -> Value:
+        return pc >> exact_log2(self.line_words)
 
 
 class Sequencer(wiring.Component):
@@ -226,11 +229,13 @@ class Sequencer(wiring.Component):
         # What it does.
         fault = Signal(4)
         done = Signal()  # the instruction is over: the pc moves, its retire cycle is known
-        registers = self._registers(m, word, issues & (fault == 0))
+        executes = Signal()
+        m.d.comb += executes.eq(issues & (fault == 0))
+        registers = self._registers(m, word, executes)
         target, push = Signal(PC_BITS), Signal()
         m.d.comb += [
             target.eq(self.pc + 1),
-            done.eq(issues & (fault == 0) & ~is_a(word, seq.Load) | self.value_comes),
+            done.eq(executes & ~is_a(word, seq.Load) | self.value_comes),
             loops.advance.eq(done & ~is_a(word, seq.Halt)),
             loops.target.eq(target),
             loops.push.eq(push),
@@ -244,21 +249,20 @@ class Sequencer(wiring.Component):
         with m.If(is_a(word, seq.Loop)):
             self._loop(m, word, registers, loops, target, push, fault)
         with m.If(is_a(word, seq.Load)):
-            self._load(m, word, registers, issues, fault)
+            self._load(m, word, registers, executes, fault)
         with m.If(is_a(word, seq.Trap)):
             m.d.comb += fault.eq(Fault.TRAP)
         with m.If(issues & is_a(word, seq.Halt)):
             m.d.sync += halted.eq(1)
-        with m.If(issues & (fault == 0) & is_a(word, seq.Load)):
+        with m.If(executes & is_a(word, seq.Load)):
             m.d.sync += holds_value.eq(1)
         with m.If(self.value_comes):
             m.d.sync += holds_value.eq(0)
 
         # Retirement, in order, one a cycle.
-        latency = 1
         after = Signal(CYCLE_BITS)
         m.d.comb += [
-            after.eq(Mux(retire_left + 1 > latency, retire_left + 1, latency)),
+            after.eq(retire_left + 1),  # the latency of a scalar instruction is one cycle
             self.retires.eq(done),
             self.retire_cycle.eq(self.now + after),
             retiring.now.eq(self.now),
@@ -344,7 +348,9 @@ class Sequencer(wiring.Component):
         with m.Else():
             m.d.comb += push.eq(1)
 
-    def _load(self, m: Module, word: Value, registers: Array, issues: Value, fault: Value) -> None:
+    def _load(
+        self, m: Module, word: Value, registers: Array, executes: Value, fault: Value
+    ) -> None:
         base = Signal(BASE)
         offset = Signal(signed(REGISTER_BITS + 2))
         m.d.comb += [
@@ -356,7 +362,7 @@ class Sequencer(wiring.Component):
                 + registers[field(word, seq.Load, "src", "reg")]
             ),
             self.load_address.eq(base.address + offset),
-            self.load_request.eq(issues & (fault == 0)),
+            self.load_request.eq(executes),
         ]  # fmt: skip
         with m.If(offset[:2] != 0):
             m.d.comb += fault.eq(Fault.ILLEGAL_OPERAND)

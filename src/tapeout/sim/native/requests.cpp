@@ -177,13 +177,8 @@ void Machine::finish_transfer(Queue& q) {
   g.list.clear();
   g.free = (g.store ? g.last_sent : g.last_generated) + 1;
   q.pending[0].earliest = g.last_return + 1;
-  for (const PendingRetire& p : q.pending) {
-    q.last_retire = std::max(q.last_retire + 1, p.earliest);
-    if (trace_ != nullptr) trace_->events[p.event].retire = q.last_retire;
-    if (p.posts == 0) continue;
-    q.post_retires[size_t(q.posted++ % retire_entries_)] = q.last_retire;
-    deliver(q, p.posts, q.last_retire, &q.pending_clocks[p.clock], p.event);
-  }
+  for (const PendingRetire& p : q.pending)
+    retire_known(q, p.earliest, p.posts, q.pending_clocks.data() + p.clock, p.event);
   q.pending.clear();
   q.pending_clocks.clear();
   if (q.blocked == Blocked::retire || q.blocked == Blocked::generator) {

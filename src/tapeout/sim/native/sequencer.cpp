@@ -113,31 +113,31 @@ bool Machine::step(Queue& q) {
     q.blocked = Blocked::retire;
     return false;
   }
-  const uint32_t posts = holds(q, ins.header.post_when) ? ins.header.posts : 0;
   uint64_t port = 0;
-  if (posts != 0 && q.posting >= retire_entries_) {  // its entry of the ring must have retired
-    if (q.posting - retire_entries_ >= q.posted) {
-      q.blocked = Blocked::retire;
-      return false;
-    }
-    port = q.post_retires[size_t(q.posting % retire_entries_)] + 1;
-  }
   switch (ins.op) {
-    case Op::MxuLoad: port = std::max({port, load_free_, after_stream_}); break;
+    case Op::MxuLoad: port = std::max(load_free_, after_stream_); break;
     case Op::MxuMatmul:
     case Op::MxuUnload:
-      port = std::max({port, stream_free_, tiles_[active_ ^ 1].loaded ? load_done_ : 0});
+      port = std::max(stream_free_, tiles_[active_ ^ 1].loaded ? load_done_ : 0);
       break;
-    case Op::VpuMap: port = std::max(port, vpu_free_); break;
+    case Op::VpuMap: port = vpu_free_; break;
     case Op::DmaLoad:
     case Op::DmaStore:
       if (q.generator.active) {
         q.blocked = Blocked::generator;
         return false;
       }
-      port = std::max(port, q.generator.free);
+      port = q.generator.free;
       break;
     default: break;
+  }
+  const uint32_t posts = holds(q, ins.header.post_when) ? ins.header.posts : 0;
+  if (posts != 0 && q.posting >= retire_entries_) {  // its entry of the ring must have retired
+    if (q.posting - retire_entries_ >= q.posted) {
+      q.blocked = Blocked::retire;
+      return false;
+    }
+    port = std::max(port, q.post_retires[size_t(q.posting % retire_entries_)] + 1);
   }
 
   // All is known: the issue cycle, and what the queue waited for since it could issue.
@@ -340,14 +340,20 @@ void Machine::retire(Queue& q, uint64_t earliest, uint32_t posts, uint32_t event
     q.pending.push_back(p);
     return;
   }
+  const uint64_t own = q.clock[q.id];
+  q.clock[q.id] = q.index;
+  retire_known(q, earliest, posts, q.clock, event);
+  q.clock[q.id] = own;
+}
+
+// In order, one instruction a cycle; `clock` is what a post tells.
+void Machine::retire_known(Queue& q, uint64_t earliest, uint32_t posts, const uint64_t* clock,
+                           uint32_t event) {
   q.last_retire = std::max(q.last_retire + 1, earliest);
   if (trace_ != nullptr) trace_->events[event].retire = q.last_retire;
   if (posts == 0) return;
   q.post_retires[size_t(q.posted++ % retire_entries_)] = q.last_retire;
-  const uint64_t own = q.clock[q.id];
-  q.clock[q.id] = q.index;
-  deliver(q, posts, q.last_retire, q.clock, event);
-  q.clock[q.id] = own;
+  deliver(q, posts, q.last_retire, clock, event);
 }
 
 void Machine::deliver(Queue& q, uint32_t posts, uint64_t retired, const uint64_t* clock,
