@@ -24,6 +24,7 @@ class Retiring:
     issue: int
     earliest: int | None
     posts: list[tuple[int, int, int]]
+    takes_place: bool  # of the queue's seq.retire_entries
     retire: int = -1
 
 
@@ -263,11 +264,16 @@ class TimedRun:
             return
         if not self._port(cycle, number, instruction):
             return
-        if instruction.posts and queue.happens(instruction.post_when):
-            held = [e for _, e in q.events if e.posts and not 0 <= e.retire < cycle]
+        if self._takes_place(queue, instruction):
+            held = [e for _, e in q.events if e.takes_place and not 0 <= e.retire < cycle]
             if len(held) >= self.chip.seq.retire_entries:
                 return
         self._issue(cycle, number, instruction, awaited)
+
+    @staticmethod
+    def _takes_place(queue: Any, instruction: Any) -> bool:
+        posts = instruction.posts and queue.happens(instruction.post_when)
+        return bool(posts) or isinstance(instruction, dma.Load | dma.Store)
 
     def _issue(self, cycle: int, number: int, instruction: Any, awaited: list) -> None:
         queue, q, chip = self.run.queues[number], self.queues[number], self.chip
@@ -277,7 +283,7 @@ class TimedRun:
         posts = []
         if queue.happens(instruction.post_when):
             posts = [(number, p, c) for p, c in self.run.peers(queue, instruction.posts)]
-        entry = Retiring(cycle, cycle + 1, posts)
+        entry = Retiring(cycle, cycle + 1, posts, self._takes_place(queue, instruction))
         q.events.append((queue.pc, entry))
         q.next_issue = cycle + 1
         cls = type(instruction)

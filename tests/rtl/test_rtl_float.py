@@ -32,8 +32,8 @@ class Element:
 
         path = compiled(
             f"fma{factor_bits}", "fma", f"{factor_bits} {adder_stages}",
-            text,
-            [Path(tapeout.rtl.__file__).parent / "native" / "vectors.cpp"], {},
+            lambda: {"fma.v": text()},
+            [Path(tapeout.rtl.__file__).parent / "native" / "vectors.cpp"],
         )  # fmt: skip
         self.native = ctypes.CDLL(str(path))
 

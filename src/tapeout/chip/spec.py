@@ -264,7 +264,7 @@ class Seq(_Checked):
     loop_depth: int
     fetch_line_instructions: int
     fetch_lines: int
-    retire_entries: int  # instructions that post tokens and have not retired
+    retire_entries: int  # instructions that post tokens, and transfers, that have not retired
 
     def check(self) -> None:
         _require(

@@ -23,7 +23,7 @@ from amaranth.back import verilog
 import tapeout
 from tapeout.chip import Chip, to_toml
 
-from .core import PER_QUEUE, Core
+from .core import MEMORIES, PER_QUEUE, Core
 from .fetch import ADDRESS_BITS
 from .sequencer import BASE
 
@@ -38,9 +38,11 @@ class BuildError(Exception):
     """The core cannot be built here; the message is one line that says what to do."""
 
 
-def core_verilog(chip: Chip) -> str:
-    """Verilog of the chip's core, top module `core`."""
-    return verilog.convert(Core(chip), name="core", strip_internal_attrs=True)
+def core_verilog(core: Core) -> str:
+    """Verilog of a core, top module `core`, and models of its memory macros."""
+    shapes = {ram.shape for ram in core.rams()}
+    models = [shape.verilog() for shape in sorted(shapes, key=lambda shape: shape.name)]
+    return "\n".join([*models, verilog.convert(core, name="core", strip_internal_attrs=True)])
 
 
 def library(chip: Chip, *, folder: Path | None = None) -> Path:
@@ -48,19 +50,20 @@ def library(chip: Chip, *, folder: Path | None = None) -> Path:
 
     Raises: BuildError where a tool is missing or fails.
     """
-    return compiled(
-        chip.name, "core", to_toml(chip), lambda: core_verilog(chip), [_BENCH, *_HBM],
-        {"ports.inc": _ports(chip)}, folder=folder,
-    )  # fmt: skip
+
+    def files() -> dict[str, str]:
+        core = Core(chip)
+        return {"core.v": core_verilog(core), "ports.inc": _ports(core)}
+
+    return compiled(chip.name, "core", to_toml(chip), files, [_BENCH, *_HBM], folder=folder)
 
 
 def compiled(
     name: str,
     top: str,
     parameters: str,
-    text: Callable[[], str],
+    files: Callable[[], Mapping[str, str]],
     sources: Sequence[Path],
-    generated: Mapping[str, str],
     *,
     folder: Path | None = None,
 ) -> Path:
@@ -69,8 +72,8 @@ def compiled(
     Args:
         name: begins the library's name.
         parameters: tell this library from others of the same sources.
-        text: writes the Verilog; called where the cache has no library.
-        generated: further files beside the sources.
+        files: writes `<top>.v` and other files that the sources include, by name; called where the
+            cache has no library.
     """
     folder = folder or _cache_folder()
     verilator, root = _verilator()
@@ -81,7 +84,7 @@ def compiled(
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=folder) as scratch:
         work = Path(scratch)
-        for file, content in {f"{top}.v": text(), **generated}.items():
+        for file, content in files().items():
             (work / file).write_text(content)
         for source in sources:
             shutil.copy(source, work)
@@ -136,8 +139,9 @@ def _call(command: list[str], folder: Path, environment: dict[str, str]) -> None
         raise BuildError(f"{Path(command[0]).name} failed: {lines[0] if lines else 'no message'}")
 
 
-def _ports(chip: Chip) -> str:
-    """The bench's view of this core: C++ constants, the HBM's parameters, pointers to ports."""
+def _ports(core: Core) -> str:
+    """The bench's view of this core: C++ constants, the HBM's parameters, ports and memories."""
+    chip = core.chip
     lines = [
         f"constexpr int kQueues = {chip.queue_count};",
         f"constexpr int kAddressBits = {ADDRESS_BITS}, kBaseBits = {BASE.size};",
@@ -157,4 +161,13 @@ def _ports(chip: Chip) -> str:
         for name in PER_QUEUE:
             index = "[0]" if name == "comes_word" else ""
             lines.append(f"  ports[{q}].{name} = &top.q{q}_{name}{index};")
+    # visit(first row, step to the next one, the macro's rows, bytes of a row)
+    lines += ["}", "template <class Visit> void visit_rams(Vcore& top, int memory, Visit visit) {"]
+    for ram in core.rams():
+        memory = list(MEMORIES).index(ram.memory)
+        rows = f"top.rootp->core__DOT__{ram.path.replace('.', '__DOT__')}__DOT__rows"
+        lines.append(
+            f"  if (memory == {memory}) "
+            f"visit({ram.first_row}, {ram.row_step}, {rows}, {ram.shape.width // 8});"
+        )
     return "\n".join([*lines, "}", ""])

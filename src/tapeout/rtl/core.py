@@ -1,5 +1,8 @@
 """A core: its queues, the token channels between them, and the end of a program."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
@@ -9,8 +12,29 @@ from tapeout.isa.instruction import Fault
 from tapeout.isa.program import channel_bit
 
 from .fetch import ADDRESS_BITS, PC_BITS
-from .sequencer import BASES, CYCLE_BITS, Sequencer
+from .memory import (
+    BankedMemory,
+    Ports,
+    RowReads,
+    RowWrites,
+    VectorMemory,
+    accumulators,
+    scratchpad,
+)
+from .ram import RamShape
+from .sequencer import BASES, CYCLE_BITS, ENGINE, Sequencer
 from .tokens import TokenChannel
+
+# The engine of a kind of queue: a component with the ports of `sequencer.ENGINE` and of its
+# instructions, `now`, `bases` where it reaches HBM, ports `<memory>_...` to spm, vmem and acc, and
+# others that are ports of the core.
+ENGINES: dict[str, Callable[[Chip], wiring.Component]] = {}
+Memory = BankedMemory | VectorMemory
+MEMORIES: dict[str, Callable[[Chip, Ports], Memory]] = {
+    "spm": scratchpad,
+    "vmem": VectorMemory,
+    "acc": accumulators,
+}
 
 PER_QUEUE = {
     "code_base": In(ADDRESS_BITS),
@@ -31,11 +55,25 @@ PER_QUEUE = {
 }
 
 
+@dataclass(frozen=True)
+class PlacedRam:
+    """A macro of memory `memory`: it holds rows first_row, first_row + row_step, ...
+
+    `path` names the instances from the core down to it.
+    """
+
+    memory: str
+    path: str
+    first_row: int
+    row_step: int
+    shape: RamShape
+
+
 class Core(wiring.Component):
     """One core:
 
     `run` starts the program in the cycle after; a core that has run is reset before it runs again.
-    Ports of queue q are named `q<q>_...`, see `Sequencer`.
+    Ports of queue q are named `q<q>_...`, see `Sequencer` and its engine.
 
     Ports:
         run: a pulse. bases: base registers.
@@ -45,8 +83,18 @@ class Core(wiring.Component):
 
     def __init__(self, chip: Chip) -> None:
         self.chip = chip
-        queues = range(chip.queue_count)
-        ports = {f"q{q}_{name}": port for q in queues for name, port in PER_QUEUE.items()}
+        self.queues = [Sequencer(chip, q) for q in range(chip.queue_count)]
+        self.engines = {
+            q.number: ENGINES[q.engine](chip) for q in self.queues if q.engine in ENGINES
+        }
+        self.memories: dict[str, Memory] = {
+            name: make(chip, self._memory_ports(name))
+            for name, make in MEMORIES.items()
+            if self._memory_ports(name)
+        }
+        ports = {f"q{q.number}_{name}": p for q in self.queues for name, p in PER_QUEUE.items()}
+        for number in self.engines:
+            ports |= {f"q{number}_{name}": port for name, port in self._outer_ports(number).items()}
         super().__init__(
             {
                 "run": In(1),
@@ -60,9 +108,47 @@ class Core(wiring.Component):
             }
         )
 
+    def _memory_ports(self, memory: str) -> dict[str, RowReads | RowWrites]:
+        """Row ports of all engines to one memory, by queue and name."""
+        return {
+            f"q{number}_{name}": member.signature
+            for number, engine in self.engines.items()
+            for name, member in engine.signature.members.items()
+            if name.startswith(f"{memory}_") and member.is_signature
+        }
+
+    def _outer_ports(self, number: int) -> dict[str, wiring.Member]:
+        """Ports of an engine that are ports of the core."""
+        inner = {*ENGINE, *self.queues[number].instructions, "now", "bases"}
+        return {
+            name: member
+            for name, member in self.engines[number].signature.members.items()
+            if name not in inner and not member.is_signature
+        }
+
+    def rams(self) -> list[PlacedRam]:
+        """Every memory macro of the core."""
+        found = []
+        for name, memory in self.memories.items():
+            if isinstance(memory, VectorMemory):
+                found.append(PlacedRam(name, f"{name}.ram.macro", 0, 1, memory.shape))
+                continue
+            found += [
+                PlacedRam(
+                    name,
+                    f"{name}.{memory.bank_name(stripe, bank)}.macro",
+                    stripe * memory.rows_per_stripe + bank,
+                    memory.banks,
+                    memory.shape,
+                )
+                for stripe in range(memory.stripes)
+                for bank in range(memory.banks)
+            ]
+        return found
+
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        queues = [Sequencer(self.chip, q) for q in range(self.chip.queue_count)]
+        queues = self.queues
         active = Signal()
         with m.If(self.run):
             m.d.sync += active.eq(1)
@@ -78,9 +164,35 @@ class Core(wiring.Component):
             for name, port in PER_QUEUE.items():
                 mine, its = getattr(self, f"q{q}_{name}"), getattr(queue, name)
                 m.d.comb += its.eq(mine) if port.flow is In else mine.eq(its)
+        self._engines(m)
         channels = self._channels(m, queues)
         self._ending(m, queues, channels, active)
         return m
+
+    def _engines(self, m: Module) -> None:
+        for name, memory in self.memories.items():
+            m.submodules[name] = memory
+        for number, engine in self.engines.items():
+            queue = self.queues[number]
+            m.submodules[f"engine_{queue.name}"] = engine
+            m.d.comb += engine.now.eq(self.now)
+            if "bases" in engine.signature.members:
+                m.d.comb += engine.bases.eq(self.bases)
+            members = engine.signature.members
+            for name in (*ENGINE, *queue.instructions):
+                if name not in members:
+                    continue
+                mine, its = getattr(queue, f"engine_{name}"), getattr(engine, name)
+                m.d.comb += its.eq(mine) if members[name].flow is In else mine.eq(its)
+            for memory in self.memories.values():
+                for port in members:
+                    if f"q{number}_{port}" in memory.signature.members:
+                        wiring.connect(
+                            m, getattr(engine, port), getattr(memory, f"q{number}_{port}")
+                        )
+            for name, member in self._outer_ports(number).items():
+                mine, its = getattr(self, f"q{number}_{name}"), getattr(engine, name)
+                m.d.comb += its.eq(mine) if member.flow is In else mine.eq(its)
 
     def _channels(self, m: Module, queues: list[Sequencer]) -> list[TokenChannel]:
         per_pair = self.chip.tokens.channels_per_pair

@@ -8,21 +8,37 @@ from amaranth.utils import exact_log2
 from tapeout.chip import Chip
 from tapeout.isa import seq
 from tapeout.isa.fields import WORD_BITS
-from tapeout.isa.instruction import Fault, Instruction, When
+from tapeout.isa.instruction import REGISTRY, Fault, Instruction, When
 from tapeout.isa.program import MAX_BASES
 from tapeout.isa.seq import REGISTER_BITS
 
 from .alu import ScalarAlu
-from .decode import field, is_a, refusal
+from .decode import OPCODE_BITS, any_of, field, is_a, refusal
 from .fetch import ADDRESS_BITS, PC_BITS, FetchUnit
-from .tokens import RetireQueue
+from .operands import resolve, resolved_layout
+from .tokens import RetireQueue, TransferRetireQueue
 
 LOOP_BITS = REGISTER_BITS
 CYCLE_BITS = RetireQueue.STAMP_BITS
+ENGINE = {
+    "opcode": Out(8),  # of the instruction that would issue now
+    "first_iteration": Out(1),  # of the innermost loop, or there is none
+    "start": Out(1),  # it issues, and is sound
+    "fits": In(1),  # its port is free
+    "fault": In(4),  # what is wrong with it
+    "latency": In(CYCLE_BITS),  # cycles to its retirement (mxu, vpu)
+    "done": In(1),  # the oldest transfer may retire in the next cycle (dma)
+}
 BASE = data.StructLayout(
     {"address": ADDRESS_BITS, "bytes": ADDRESS_BITS, "is_writable": 1, "is_given": 1}
 )
 BASES = data.ArrayLayout(BASE, MAX_BASES)
+
+
+def instructions_of(engine: str) -> dict[str, type[Instruction]]:
+    """The instructions that only this engine executes, by the name of their ports."""
+    found = {c.mnemonic.split(".")[1]: c for c in REGISTRY.values() if c.engine == engine}
+    return {name: found[name] for name in sorted(found)}
 
 
 class LoopStack(wiring.Component):
@@ -120,6 +136,9 @@ class Sequencer(wiring.Component):
     An instruction issues in the first cycle in which it has come, its awaited tokens are there, its
     port is free and, if it drains, all before it have retired. The next may issue a cycle later.
 
+    Ports of the engine, see `ENGINE`; besides, `engine_<name>` for each of its instructions (the
+    part of the mnemonic after the dot): its fields with registers read.
+
     Ports:
         active: the program runs and no queue has found an error.
         now: cycles since the program began.
@@ -135,6 +154,8 @@ class Sequencer(wiring.Component):
     def __init__(self, chip: Chip, number: int) -> None:
         self.chip, self.number = chip, number
         self.name = chip.queue_names[number]
+        self.engine = self.name.rstrip("0123456789")
+        self.instructions = instructions_of(self.engine)
         self.channels = (chip.queue_count - 1) * chip.tokens.channels_per_pair
         self.fetch = FetchUnit(chip)
         ports = self.fetch.signature.members
@@ -163,6 +184,9 @@ class Sequencer(wiring.Component):
                 "pc": Out(PC_BITS),
                 "retires": Out(1),
                 "retire_cycle": Out(CYCLE_BITS),
+                **{f"engine_{name}": port for name, port in ENGINE.items()},
+                **{f"engine_{name}": Out(resolved_layout(cls))
+                   for name, cls in self.instructions.items()},
             }
         )  # fmt: skip
 
@@ -206,23 +230,27 @@ class Sequencer(wiring.Component):
             waits.eq(Mux(self._happens(word, "wait_when", loops), self._mask(word, "waits"), 0)),
             posts.eq(Mux(self._happens(word, "post_when", loops), self._mask(word, "posts"), 0)),
         ]
-        has_tokens, issues = Signal(), Signal()
-        retire_left = Signal(CYCLE_BITS)  # cycles until all that issued have retired
-        m.submodules.retiring = retiring = RetireQueue(self.chip, self.channels)
+        has_tokens, issues, uses_engine = Signal(), Signal(), Signal()
+        retiring = self._retirement(m)
         drains = field(word, Instruction, "drain") | is_a(word, seq.Halt)
         refused = refusal(word, self.chip, self.name)
         illegal = Signal()
+        takes_place = posts != 0
+        if self.engine == "dma":
+            takes_place |= uses_engine
         m.d.comb += [
             has_tokens.eq((waits & ~self.has_token) == 0),
+            uses_engine.eq(any_of([is_a(word, cls) for cls in self.instructions.values()])),
             illegal.eq(ready & (is_past | refused.instruction | refused.operand)),
             issues.eq(
                 ready & ~illegal & has_tokens
-                & (~drains | (retire_left == 0))
-                & ((posts == 0) | retiring.has_room)
+                & (~drains | retiring.is_drained)
+                & (~takes_place | retiring.has_room)
+                & (~uses_engine | self.engine_fits)
             ),
             self.issues.eq(issues),
             self.waits.eq(ready & ~illegal & ~has_tokens),
-            self.is_quiet.eq((retire_left == 0) & retiring.is_empty & ~holds_value),
+            self.is_quiet.eq(retiring.is_empty & ~holds_value),
             self.take.eq(Mux(issues, waits, 0)),
         ]  # fmt: skip
 
@@ -252,6 +280,15 @@ class Sequencer(wiring.Component):
             self._load(m, word, registers, executes, fault)
         with m.If(is_a(word, seq.Trap)):
             m.d.comb += fault.eq(Fault.TRAP)
+        with m.If(uses_engine):
+            m.d.comb += fault.eq(self.engine_fault)
+        m.d.comb += [
+            self.engine_opcode.eq(word[:OPCODE_BITS]),
+            self.engine_first_iteration.eq(loops.is_empty | loops.is_first),
+            self.engine_start.eq(executes & uses_engine),
+        ]
+        for name, cls in self.instructions.items():
+            m.d.comb += resolve(getattr(self, f"engine_{name}"), word, cls, registers)
         with m.If(issues & is_a(word, seq.Halt)):
             m.d.sync += halted.eq(1)
         with m.If(executes & is_a(word, seq.Load)):
@@ -259,23 +296,23 @@ class Sequencer(wiring.Component):
         with m.If(self.value_comes):
             m.d.sync += holds_value.eq(0)
 
-        # Retirement, in order, one a cycle.
-        after = Signal(CYCLE_BITS)
         m.d.comb += [
-            after.eq(retire_left + 1),  # the latency of a scalar instruction is one cycle
-            self.retires.eq(done),
-            self.retire_cycle.eq(self.now + after),
             retiring.now.eq(self.now),
-            retiring.push.eq(done & (posts != 0)),
-            retiring.push_retire.eq(self.retire_cycle),
+            retiring.push.eq(done),
+            retiring.push_latency.eq(Mux(uses_engine, self.engine_latency, 1)),
             retiring.push_posts.eq(posts),
+            retiring.push_is_transfer.eq(uses_engine),
+            retiring.done.eq(self.engine_done),
+            self.retires.eq(retiring.retires),
+            self.retire_cycle.eq(retiring.retire_cycle),
             self.post.eq(retiring.posts),
         ]
-        with m.If(done):
-            m.d.sync += retire_left.eq(after - 1)
-        with m.Elif(retire_left != 0):
-            m.d.sync += retire_left.eq(retire_left - 1)
         return m
+
+    def _retirement(self, m: Module) -> RetireQueue | TransferRetireQueue:
+        kind = TransferRetireQueue if self.engine == "dma" else RetireQueue
+        m.submodules.retiring = retiring = kind(self.chip, self.channels)
+        return retiring
 
     def _mask(self, word: Value, name: str) -> Value:
         return field(word, Instruction, name)[: self.channels]

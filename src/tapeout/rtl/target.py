@@ -1,6 +1,6 @@
 """`rtl`: runs programs on the verilated core, with the HBM model of `sim`.
 
-The core has sequencers and token channels so far: `seq.*` instructions run, others are refused.
+Programs with instructions of an engine that the core has not yet (`core.ENGINES`) are refused.
 """
 
 import ctypes
@@ -17,6 +17,7 @@ from tapeout.isa.instruction import REGISTRY, Fault
 from tapeout.isa.program import MAX_BASES, Program
 
 from .build import library
+from .core import ENGINES, MEMORIES
 
 _DEFAULT_HBM_BYTES = 1 << 30
 _EVENT = np.dtype([("queue", "<i4"), ("pc", "<i4"), ("issue", "<u8"), ("retire", "<u8")])
@@ -102,7 +103,8 @@ class Rtl(HostHbm):
         opcodes = np.frombuffer(image, np.uint8)[::WORD_BYTES]
         for pc, opcode in enumerate(opcodes.tolist()):
             cls = REGISTRY.get(opcode)
-            if cls is not None and cls.engine == queue.rstrip("0123456789"):
+            engine = queue.rstrip("0123456789")
+            if cls is not None and cls.engine == engine and engine not in ENGINES:
                 raise RtlUnsupported(
                     f"the hardware has no {cls.engine} engine yet, which {cls.mnemonic} at pc {pc} "
                     f"of queue {queue} needs: run the program on sim"
@@ -136,6 +138,28 @@ class Rtl(HostHbm):
         events = self._events()
         cycles = int(events["issue"].max()) + 1 if len(events) else 0
         return RtlResult(cycles=cycles, events=events)
+
+    def peek(self, memory: str) -> np.ndarray:
+        """Contents now: spm uint16, vmem and acc float32, [rows, lanes]."""
+        content = self._empty(memory)
+        self._copy(memory, content, write=False)
+        return content
+
+    def poke(self, memory: str, content: np.ndarray) -> None:
+        """Sets what `peek` gives; a test's way to fill a memory."""
+        mine = self._empty(memory)
+        mine[:] = content
+        self._copy(memory, mine, write=True)
+
+    def _empty(self, memory: str) -> np.ndarray:
+        rows = getattr(self.chip, memory).rows
+        return np.zeros((rows, self.chip.lanes), np.uint16 if memory == "spm" else np.float32)
+
+    def _copy(self, memory: str, content: np.ndarray, *, write: bool) -> None:
+        number = list(MEMORIES).index(memory)
+        self._native.bench_copy(
+            self._bench, number, ctypes.c_void_p(content.ctypes.data), int(write)
+        )
 
     def _events(self) -> np.ndarray:
         count = self._native.bench_event_count(self._bench)

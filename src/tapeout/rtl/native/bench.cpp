@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "Vcore.h"
+#include "Vcore___024root.h"
 #include "hbm.hpp"
 #include "verilated.h"
 
@@ -21,7 +22,7 @@ struct Port {  // of one queue; see tapeout.rtl.core
   WData* comes_word;
 };
 
-#include "ports.inc"  // kQueues, kRequestCycles, kResponseCycles, hbm_params(), bind()
+#include "ports.inc"  // kQueues, kRequestCycles, kResponseCycles, hbm_params(), bind(), visit_rams()
 
 constexpr uint64_t kWordBytes = 64;
 
@@ -100,6 +101,19 @@ class Bench {
     return false;
   }
 
+  // Copies rows of one of the core's memories to `data`, or from there.
+  void copy(int memory, uint8_t* data, bool write) {
+    visit_rams(top_, memory, [&](size_t first, size_t step, auto& rows, size_t row_bytes) {
+      for (size_t k = 0; k < std::size(rows.m_storage); ++k) {
+        uint8_t* const at = data + (first + k * step) * row_bytes;
+        if (write)
+          std::memcpy(&rows.m_storage[k], at, row_bytes);
+        else
+          std::memcpy(at, &rows.m_storage[k], row_bytes);
+      }
+    });
+  }
+
   int fault() const { return top_.fault; }
   int fault_queue() const { return top_.fault_queue; }
   uint64_t fault_pc() const { return top_.fault_pc; }
@@ -159,6 +173,9 @@ void bench_destroy(Bench* bench) { delete bench; }
 int bench_run(Bench* bench, uint8_t* memory, const uint64_t* bases, const uint64_t* code,
               uint64_t limit) {
   return bench->run(memory, reinterpret_cast<const Base*>(bases), code, limit);
+}
+void bench_copy(Bench* bench, int memory, uint8_t* data, int write) {
+  bench->copy(memory, data, write != 0);
 }
 int bench_fault(const Bench* bench) { return bench->fault(); }
 int bench_fault_queue(const Bench* bench) { return bench->fault_queue(); }

@@ -81,8 +81,8 @@ class Machine {
   void next_pc(Queue& q, int64_t to, uint64_t cycle);
   bool holds(const Queue& q, isa::When when) const;
   void retire(Queue& q, uint64_t earliest, uint32_t posts, uint32_t event);
-  void retire_known(Queue& q, uint64_t earliest, uint32_t posts, const uint64_t* clock,
-                    uint32_t event);
+  void retire_known(Queue& q, uint64_t earliest, uint32_t posts, bool takes_place,
+                    const uint64_t* clock, uint32_t event);
   void check_posts(Queue& q, uint32_t posts);
   void deliver(Queue& q, uint32_t posts, uint64_t retire, const uint64_t* clock, uint32_t event);
   void enter_loop(Queue& q, const isa::SeqLoopNow& i, int64_t& following);

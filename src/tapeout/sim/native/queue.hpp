@@ -66,6 +66,7 @@ struct Fetch {
 struct PendingRetire {
   uint64_t earliest = 0;  // issue + latency
   uint32_t posts = 0, event = 0;
+  bool takes_place = false;
   size_t clock = 0;  // index into Queue::pending_clocks where it posts
 };
 
@@ -111,9 +112,10 @@ struct Queue {
   uint32_t awaited = 0;  // wait mask while blocked on a token
   Fetch fetch;
   Generator generator;
-  // Retire cycles of the instructions that posted last, a ring of seq.retire_entries.
+  // Retire cycles of the posting instructions and transfers that came last: seq.retire_entries.
   std::vector<uint64_t> post_retires;
-  uint64_t posting = 0, posted = 0;  // instructions that post: issued, of known retire cycle
+  uint64_t posting = 0, posted = 0;  // of instructions that take a place: issued, retire known
+  bool takes_place = false;          // the instruction that issued last
   std::vector<PendingRetire> pending;
   std::vector<uint64_t> pending_clocks;
   // seq.load on its way

@@ -178,7 +178,8 @@ void Machine::finish_transfer(Queue& q) {
   g.free = (g.store ? g.last_sent : g.last_generated) + 1;
   q.pending[0].earliest = g.last_return + 1;
   for (const PendingRetire& p : q.pending)
-    retire_known(q, p.earliest, p.posts, q.pending_clocks.data() + p.clock, p.event);
+    retire_known(q, p.earliest, p.posts, p.takes_place, q.pending_clocks.data() + p.clock,
+                 p.event);
   q.pending.clear();
   q.pending_clocks.clear();
   if (q.blocked == Blocked::retire || q.blocked == Blocked::generator) {

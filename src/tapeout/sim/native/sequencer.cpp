@@ -132,7 +132,8 @@ bool Machine::step(Queue& q) {
     default: break;
   }
   const uint32_t posts = holds(q, ins.header.post_when) ? ins.header.posts : 0;
-  if (posts != 0 && q.posting >= retire_entries_) {  // its entry of the ring must have retired
+  const bool takes_place = posts != 0 || ins.op == Op::DmaLoad || ins.op == Op::DmaStore;
+  if (takes_place && q.posting >= retire_entries_) {  // its entry of the ring must have retired
     if (q.posting - retire_entries_ >= q.posted) {
       q.blocked = Blocked::retire;
       return false;
@@ -178,7 +179,8 @@ bool Machine::step(Queue& q) {
 
   q.next_issue = t + 1;
   q.event = event;
-  if (posts != 0) ++q.posting;
+  q.takes_place = takes_place;
+  if (takes_place) ++q.posting;
   try {
     if (!issue(q, ins, t, posts)) return false;
   } catch (ProgramFault& fault) {
@@ -332,7 +334,7 @@ void Machine::check_posts(Queue& q, uint32_t posts) {
 
 void Machine::retire(Queue& q, uint64_t earliest, uint32_t posts, uint32_t event) {
   if (q.generator.active) {
-    PendingRetire p{earliest, posts, event, q.pending_clocks.size()};
+    PendingRetire p{earliest, posts, event, q.takes_place, q.pending_clocks.size()};
     if (posts != 0) {
       q.pending_clocks.insert(q.pending_clocks.end(), q.clock, q.clock + queue_count_);
       q.pending_clocks[p.clock + size_t(q.id)] = q.index;
@@ -342,17 +344,17 @@ void Machine::retire(Queue& q, uint64_t earliest, uint32_t posts, uint32_t event
   }
   const uint64_t own = q.clock[q.id];
   q.clock[q.id] = q.index;
-  retire_known(q, earliest, posts, q.clock, event);
+  retire_known(q, earliest, posts, q.takes_place, q.clock, event);
   q.clock[q.id] = own;
 }
 
 // In order, one instruction a cycle; `clock` is what a post tells.
-void Machine::retire_known(Queue& q, uint64_t earliest, uint32_t posts, const uint64_t* clock,
-                           uint32_t event) {
+void Machine::retire_known(Queue& q, uint64_t earliest, uint32_t posts, bool takes_place,
+                           const uint64_t* clock, uint32_t event) {
   q.last_retire = std::max(q.last_retire + 1, earliest);
   if (trace_ != nullptr) trace_->events[event].retire = q.last_retire;
+  if (takes_place) q.post_retires[size_t(q.posted++ % retire_entries_)] = q.last_retire;
   if (posts == 0) return;
-  q.post_retires[size_t(q.posted++ % retire_entries_)] = q.last_retire;
   deliver(q, posts, q.last_retire, clock, event);
 }
 

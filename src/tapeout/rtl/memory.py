@@ -1,0 +1,212 @@
+"""On-chip memories of a core: spm and acc in stripes of banks, and vmem with many ports.
+
+Contract: an engine reaches a memory through row ports. Position i of a port of spm or acc carries
+only rows whose bank is i (row % banks), so every position is a wire to one column of banks; of all
+ports, one at most is enabled at a bank in a cycle (spm: single-ported), or one read and one write
+(acc). docs/timing.md's order of accesses grants it between engines, each engine its own.
+"""
+
+from collections.abc import Mapping
+
+from amaranth.hdl import Module, Mux, Signal, Value
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
+
+from tapeout.chip import Chip
+
+from .decode import any_of
+from .ram import Ram, RamShape
+
+
+class RowReads(wiring.Signature):
+    """Reads of `count` rows a cycle, from the engine's side; data comes in the next cycle."""
+
+    def __init__(self, count: int, rows: int, lanes: int, element_bits: int) -> None:
+        self.count, self.rows, self.lanes, self.element_bits = count, rows, lanes, element_bits
+        super().__init__(
+            {
+                "enable": Out(count),
+                "row": Out(data.ArrayLayout(max(1, (rows - 1).bit_length()), count)),
+                "data": In(data.ArrayLayout(lanes * element_bits, count)),
+            }
+        )
+
+
+class RowWrites(wiring.Signature):
+    """Writes of `count` rows a cycle, from the engine's side; `mask` chooses lanes."""
+
+    def __init__(self, count: int, rows: int, lanes: int, element_bits: int) -> None:
+        self.count, self.rows, self.lanes, self.element_bits = count, rows, lanes, element_bits
+        super().__init__(
+            {
+                "enable": Out(count),
+                "row": Out(data.ArrayLayout(max(1, (rows - 1).bit_length()), count)),
+                "data": Out(data.ArrayLayout(lanes * element_bits, count)),
+                "mask": Out(data.ArrayLayout(lanes, count)),
+            }
+        )
+
+
+Ports = Mapping[str, RowReads | RowWrites]
+
+
+def spm_reads(chip: Chip) -> RowReads:
+    return RowReads(chip.spm.banks_per_stripe, chip.spm.rows, chip.lanes, 16)
+
+
+def spm_writes(chip: Chip) -> RowWrites:
+    return RowWrites(chip.spm.banks_per_stripe, chip.spm.rows, chip.lanes, 16)
+
+
+def acc_reads(chip: Chip) -> RowReads:
+    return RowReads(chip.vpu.sublanes, chip.acc.rows, chip.lanes, 32)
+
+
+def acc_writes(chip: Chip) -> RowWrites:
+    return RowWrites(chip.vpu.sublanes, chip.acc.rows, chip.lanes, 32)
+
+
+def vmem_reads(chip: Chip, count: int) -> RowReads:
+    return RowReads(count, chip.vmem.rows, chip.lanes, 32)
+
+
+def vmem_writes(chip: Chip, count: int) -> RowWrites:
+    return RowWrites(count, chip.vmem.rows, chip.lanes, 32)
+
+
+class BankedMemory(wiring.Component):
+    """Stripes of banks:
+
+    Row r lies in stripe r // rows_per_stripe, there in bank r % banks, at place
+    (r % rows_per_stripe) // banks.
+    """
+
+    def __init__(
+        self, *, stripes: int, banks: int, rows_per_stripe: int, lanes: int, element_bits: int,
+        ports: Ports,
+    ) -> None:  # fmt: skip
+        self.stripes, self.banks, self.rows_per_stripe = stripes, banks, rows_per_stripe
+        self.shape = RamShape(
+            depth=-(-rows_per_stripe // banks), lanes=lanes, element_bits=element_bits
+        )
+        self.ports = ports
+        super().__init__({name: In(port) for name, port in ports.items()})
+
+    def bank_name(self, stripe: int, bank: int) -> str:
+        return f"bank_{stripe}_{bank}"
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        for bank in range(self.banks):
+            rams = []
+            for stripe in range(self.stripes):
+                ram = Ram(self.shape)
+                m.submodules[self.bank_name(stripe, bank)] = ram
+                rams.append(ram)
+            hits = {name: self._hits(m, name, bank) for name in self.ports}
+            for stripe, ram in enumerate(rams):
+                self._connect(m, ram, stripe, bank, hits)
+            for name, port in self.ports.items():
+                if isinstance(port, RowReads):
+                    self._answer(m, name, bank, hits[name], rams)
+        return m
+
+    def _hits(self, m: Module, name: str, bank: int) -> Signal:
+        """By stripe: this port's position `bank` is enabled and its row lies there."""
+        port = getattr(self, name)
+        row, size = port.row[bank], self.rows_per_stripe
+        hits = Signal(self.stripes, name=f"{name}_{bank}_hits")
+        for stripe in range(self.stripes):
+            first = stripe * size
+            inside = (row >= first) & (row < first + size)
+            m.d.comb += hits[stripe].eq(port.enable[bank] & inside)
+        return hits
+
+    def _place(self, row: Value, stripe: int) -> Value:
+        return (row - stripe * self.rows_per_stripe)[exact_log2(self.banks) :]
+
+    def _connect(
+        self, m: Module, ram: Ram, stripe: int, bank: int, hits: dict[str, Signal]
+    ) -> None:
+        reads = [n for n, p in self.ports.items() if isinstance(p, RowReads)]
+        writes = [n for n, p in self.ports.items() if isinstance(p, RowWrites)]
+        m.d.comb += ram.read0_enable.eq(any_of([hits[name][stripe] for name in reads]))
+        for name in reads:
+            with m.If(hits[name][stripe]):
+                m.d.comb += ram.read0_row.eq(self._place(getattr(self, name).row[bank], stripe))
+        for name in writes:
+            port = getattr(self, name)
+            with m.If(hits[name][stripe]):
+                m.d.comb += [
+                    ram.write0_row.eq(self._place(port.row[bank], stripe)),
+                    ram.write0_data.eq(port.data[bank]),
+                    ram.write0_mask.eq(port.mask[bank]),
+                ]
+
+    def _answer(self, m: Module, name: str, bank: int, hits: Signal, rams: list[Ram]) -> None:
+        came = Signal.like(hits, name=f"{name}_{bank}_came")
+        m.d.sync += came.eq(hits)
+        for stripe, ram in enumerate(rams):
+            with m.If(came[stripe]):
+                m.d.comb += getattr(self, name).data[bank].eq(ram.read0_data)
+
+
+def scratchpad(chip: Chip, ports: Ports) -> BankedMemory:
+    """spm; `ports` by name, of `spm_reads` and `spm_writes`."""
+    return BankedMemory(
+        stripes=chip.spm.stripes, banks=chip.spm.banks_per_stripe,
+        rows_per_stripe=chip.spm.rows_per_stripe, lanes=chip.lanes, element_bits=16, ports=ports,
+    )  # fmt: skip
+
+
+def accumulators(chip: Chip, ports: Ports) -> BankedMemory:
+    """acc; `ports` by name, of `acc_reads` and `acc_writes`."""
+    return BankedMemory(
+        stripes=chip.acc.stripes, banks=chip.vpu.sublanes,
+        rows_per_stripe=chip.acc.rows_per_stripe, lanes=chip.lanes, element_bits=32, ports=ports,
+    )  # fmt: skip
+
+
+class VectorMemory(wiring.Component):
+    """vmem:
+
+    Any rows at any port; of several writes to a lane in one cycle the last port's stays.
+    """
+
+    def __init__(self, chip: Chip, ports: Ports) -> None:
+        self.ports = ports
+        count = {
+            kind: sum(p.count for p in ports.values() if isinstance(p, kind))
+            for kind in (RowReads, RowWrites)
+        }
+        self.shape = RamShape(
+            depth=chip.vmem.rows, lanes=chip.lanes, element_bits=32,
+            reads=max(1, count[RowReads]), writes=max(1, count[RowWrites]),
+        )  # fmt: skip
+        super().__init__({name: In(port) for name, port in ports.items()})
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.submodules.ram = ram = Ram(self.shape)
+        reads, writes = 0, 0
+        for name, signature in self.ports.items():
+            port = getattr(self, name)
+            for i in range(signature.count):
+                if isinstance(signature, RowReads):
+                    m.d.comb += [
+                        getattr(ram, f"read{reads}_enable").eq(port.enable[i]),
+                        getattr(ram, f"read{reads}_row").eq(port.row[i]),
+                        port.data[i].eq(getattr(ram, f"read{reads}_data")),
+                    ]
+                    reads += 1
+                else:
+                    m.d.comb += [
+                        getattr(ram, f"write{writes}_row").eq(port.row[i]),
+                        getattr(ram, f"write{writes}_data").eq(port.data[i]),
+                        getattr(ram, f"write{writes}_mask").eq(
+                            Mux(port.enable[i], port.mask[i], 0)
+                        ),
+                    ]
+                    writes += 1
+        return m
