@@ -267,9 +267,12 @@ class Maker:
     def weights(self) -> Instruction:
         rng, transposed = self.rng, self.rng.random() < 0.4
         k, n = rng.randrange(1, self.chip.mxu.rows + 1), rng.randrange(1, self.lanes + 1)
+        row = self.row("spm", n if transposed else k)
+        if not transposed:
+            row -= row % self.chip.spm.banks_per_stripe
         return mxu.Load(
-            src=self.addr(MXU, self.row("spm", n if transposed else k)),
-            stride=rng.choice([1, 1, 1, 2]),
+            src=self.addr(MXU, row),
+            stride=rng.choice([1, 1, 1, 2]) if transposed else 1,
             k=self.count(MXU, k),
             n=self.count(MXU, n),
             transposed=transposed,
@@ -280,9 +283,9 @@ class Maker:
         return mxu.Matmul(
             src=self.addr(MXU, self.row("spm", rows)),
             stride=rng.choice([1, 1, 1, 2, 3]),
-            inner=rng.choice([0, 0, 2]),
-            outer_stride=rng.choice([0, 3, 8]),
             rows=self.count(MXU, rows),
+            outer=rng.choice([1, 1, 2]),
+            outer_stride=rng.choice([0, 3, 8]),
             dst=self.addr(MXU, self.row("acc")),
             accumulate=rng.choice([mxu.Accumulate.WRITE, *mxu.Accumulate]),
         )

@@ -34,13 +34,14 @@ def value(core: Core, row: int, lane: int) -> float:
     n=st.integers(1, LANES),
     rows=st.integers(1, 9),
     stride=st.integers(1, 3),
-    inner=st.integers(0, 4),
+    outer=st.integers(1, 4),
     load_stride=st.integers(1, 3),
     transposed=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_load_and_matmul(k, n, rows, stride, inner, load_stride, transposed, seed) -> None:
+def test_load_and_matmul(k, n, rows, stride, outer, load_stride, transposed, seed) -> None:
     core = random_core(seed)
+    load_stride = load_stride if transposed else 1
     execute(
         core,
         mxu.Load(
@@ -56,15 +57,15 @@ def test_load_and_matmul(k, n, rows, stride, inner, load_stride, transposed, see
             mxu.Matmul(
                 src=Addr(3),
                 stride=stride,
-                inner=inner,
-                outer_stride=20,
                 rows=Count(rows),
+                outer=outer,
+                outer_stride=20,
                 dst=Addr(5),
                 accumulate=accumulate,
             ),
         )
-        for m in range(rows):
-            row = 3 + ((m // inner) * 20 + (m % inner) * stride if inner else m * stride)
+        for m in range(outer * rows):
+            row = 3 + (m // rows) * 20 + (m % rows) * stride
             for lane in range(n):
                 expected = 0.0
                 for kk in range(k):
@@ -75,7 +76,7 @@ def test_load_and_matmul(k, n, rows, stride, inner, load_stride, transposed, see
                     )
                     expected += value(core, row, kk) * value(core, *at)
                 assert core.acc.values[5 + m, lane] == times * expected
-    assert core.acc.written.sum() == rows * n
+    assert core.acc.written.sum() == outer * rows * n
 
 
 def test_accumulate_not_first_follows_the_innermost_loop() -> None:
@@ -159,6 +160,8 @@ def test_shadow_weights_wait_for_the_next_matmul() -> None:
         (mxu.Load(src=Addr(), k=Count(5), n=Count(1)), "not k = 5"),
         (mxu.Load(src=Addr(), k=Count(1), n=Count(9)), "n = 9"),
         (mxu.Load(src=Addr(), k=Count(1), n=Count(1), stride=0), "stride = 0"),
+        (mxu.Load(src=Addr(), k=Count(1), n=Count(1), stride=2), "consecutive rows.* stride = 2"),
+        (mxu.Load(src=Addr(3), k=Count(1), n=Count(1)), r"multiple of \d+ .* src = 3"),
         (mxu.Matmul(src=Addr(), rows=Count(1), dst=Addr()), "with no weights loaded"),
         (mxu.Unload(dst=Addr()), "needs an mxu.load before it"),
     ],
@@ -171,7 +174,7 @@ def test_illegal_operands(instruction, words: str) -> None:
 def test_matmul_of_no_rows_is_illegal() -> None:
     core = random_core(0)
     execute(core, mxu.Load(src=Addr(), k=Count(1), n=Count(1)))
-    with pytest.raises(HardwareError, match="rows = 0"):
+    with pytest.raises(HardwareError, match="1 x 0"):
         execute(core, mxu.Matmul(src=Addr(), rows=Count(0), dst=Addr()))
 
 

@@ -55,12 +55,13 @@ def random_streams(seed: int) -> dict[str, list[Instruction]]:
             loads.append(random_load(rng, rng.choice([CHIP.lanes, CHIP.lanes, 4, 4, 3])))
         loads.append(seq.Nop(drain=True, posts=to))
         k, n, src = rng.randrange(1, 9), rng.choice([8, 4, 3, 2]), 64 * rng.randrange(4)
-        src += rng.choice([0, rng.randrange(64)])
+        src, transposed = src + rng.choice([0, rng.randrange(64)]), rng.random() < 0.3
         loads.append(seq.Nop(waits=bit("dma0", "mxu")))
         passes.append(
             mxu.Load(
-                src=Addr(src), k=Count(k), n=Count(n), transposed=rng.random() < 0.3,
-                stride=rng.choice([1, 1, 2]), waits=bit("mxu", "dma0"), drain=True,
+                src=Addr(src if transposed else src - src % CHIP.spm.banks_per_stripe),
+                k=Count(k), n=Count(n), transposed=transposed,
+                stride=rng.choice([1, 1, 2]) if transposed else 1, waits=bit("mxu", "dma0"), drain=True,
             )
         )  # fmt: skip
         passes.append(

@@ -350,6 +350,12 @@ class Chip(_Checked):
             f"mxu.load_rows_per_cycle_transposed = {self.mxu.load_rows_per_cycle_transposed} "
             f"must not exceed spm.banks_per_stripe = {self.spm.banks_per_stripe}",
         )
+        for name in ("load_rows_per_cycle", "load_rows_per_cycle_transposed"):
+            value = getattr(self.mxu, name)
+            _require(
+                _is_power_of_two(value),
+                f"mxu.{name} must be a power of two (rows and columns are cut by bits), not {value}",
+            )
         channels = (self.queue_count - 1) * self.tokens.channels_per_pair
         _require(
             channels <= 24,

@@ -12,7 +12,7 @@ Rules (rows are what an instruction addresses, whichever lanes are valid):
   to vmem, where reductions land later than results), and on the mxu an accumulation after a write.
 * bank: two unordered accesses of different queues to one stripe of spm or acc. In one queue: a read
   of a stripe after an undrained write by vpu or dma; on the mxu an undrained access to an spm
-  stripe by its other port (stationary loads, moving rows).
+  stripe by another of its ports (straight loads, transposed loads, moving rows).
 * within one instruction: a row of acc or vmem that is both read and written is a race, except as
   the same position (t, m) of whole rows or as its own accumulation; a vpu result row written twice
   is a race; each spm operand or result of vpu.map has its stripes for itself, and an acc stripe
@@ -119,7 +119,7 @@ class Checker:
         self.read_bytes, self.written_bytes = ByteStamps(queues), ByteStamps(queues)
         self.stripes = {m: Stamps(queues, n) for m, n in stripes.items()}
         self.written_stripes = {m: Stamps(queues, n) for m, n in stripes.items()}
-        self.ports = {p: Stamps(queues, chip.spm.stripes) for p in ("load", "stream")}
+        self.ports = {p: Stamps(queues, chip.spm.stripes) for p in ("load", "transposed", "stream")}
 
     def check(
         self, queue: int, index: int, mnemonic: str, accesses: list[Access]
@@ -130,9 +130,9 @@ class Checker:
         for access in accesses:
             finding = finding or self._race(queue, access)
         for access in accesses:
-            finding = finding or self._bank(queue, mnemonic, access)
+            finding = finding or self._bank(queue, access)
         for access in accesses:
-            self._record(queue, index, mnemonic, access)
+            self._record(queue, index, access)
         return finding
 
     # --- races ---
@@ -179,15 +179,16 @@ class Checker:
 
     # --- banks ---
 
-    def _bank(self, queue: int, mnemonic: str, access: Access) -> Finding | None:
+    def _bank(self, queue: int, access: Access) -> Finding | None:
         if access.memory not in self.stripes:
             return None
         memory, clock, name = access.memory, self.clocks[queue], self.names[queue]
         stripes = self._stripes(access)
         found = self.stripes[memory].unordered(stripes, _all_of(clock, queue))
         if found is None and name == "mxu" and memory == "spm":
-            other = "stream" if mnemonic == "mxu.load" else "load"
-            found = self.ports[other].unordered(stripes, clock)
+            for port, stamps in self.ports.items():
+                if port != access.port:
+                    found = found or stamps.unordered(stripes, clock)
         elif found is None and not access.write and name != "mxu":
             found = self.written_stripes[memory].unordered(stripes, _only(clock, queue))
         if found is None:
@@ -241,7 +242,7 @@ class Checker:
                 taken |= stripes
         return None
 
-    def _record(self, queue: int, index: int, mnemonic: str, access: Access) -> None:
+    def _record(self, queue: int, index: int, access: Access) -> None:
         if access.memory == "hbm":
             stamps = self.written_bytes if access.write else self.read_bytes
             stamps.touch(queue, access.rows, access.nbytes, index)
@@ -255,7 +256,7 @@ class Checker:
         if access.write:
             self.written_stripes[access.memory].touch(queue, stripes, index)
         if access.memory == "spm" and self.names[queue] == "mxu":
-            self.ports["load" if mnemonic == "mxu.load" else "stream"].touch(queue, stripes, index)
+            self.ports[access.port].touch(queue, stripes, index)
 
 
 _NEVER_LATE = np.iinfo(np.int64).max

@@ -27,6 +27,7 @@ class Access:
         accumulating: part of a read-modify-write of the same rows.
         packed: single lanes of packed rows, not whole rows.
         nbytes: bytes of a piece, in HBM.
+        port: "load", "transposed" or "stream", of the mxu into spm.
     """
 
     memory: str
@@ -35,6 +36,7 @@ class Access:
     accumulating: bool = False
     packed: bool = False
     nbytes: int = 0
+    port: str = ""
 
 
 @dataclass
@@ -64,10 +66,12 @@ class RowMemory:
         self.values: np.ndarray = np.zeros((rows, lanes), dtype)
         self.written = np.zeros((rows, lanes), bool)
 
-    def read(self, rows: Rows, valid: Mask, accumulating: bool = False) -> np.ndarray:
+    def read(
+        self, rows: Rows, valid: Mask, accumulating: bool = False, port: str = ""
+    ) -> np.ndarray:
         """Rows [n, lanes]; lanes that are not valid hold anything."""
         rows = self._bounds(rows)
-        self.log.accesses.append(Access(self.name, rows, False, accumulating))
+        self.log.accesses.append(Access(self.name, rows, False, accumulating, port=port))
         missing = valid & ~self.written[rows]
         if missing.any():
             at = np.argwhere(missing)[0]

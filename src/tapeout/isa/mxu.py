@@ -32,11 +32,18 @@ class Accumulate(enum.IntEnum):
 class Load(Instruction):
     """Loads a stationary tile of k x n bf16 from spm into the shadow weights.
 
-        straight:   stationary[k, n] = spm[src + k * stride].lane[n]    for k < `k`, n < `n`
+        straight:   stationary[k, n] = spm[src + k].lane[n]             for k < `k`, n < `n`
         transposed: stationary[k, n] = spm[src + n * stride].lane[k]
 
     Rows of the array from `k` on are bypassed; columns from `n` on write nothing.
-    1 <= k <= mxu.rows, 1 <= n <= mxu.cols, stride >= 1, else illegal operand.
+    1 <= k <= mxu.rows, 1 <= n <= mxu.cols, stride >= 1, else illegal operand. A straight load's rows
+    follow each other from a multiple of spm.banks_per_stripe on: stride = 1, else illegal operand.
+
+    The weights of row k are written in the wave of the array, k * mxu.adder_stages cycles after those
+    of row 0. A straight load therefore reads row k of spm that late, in its own one of
+    ceil(mxu.rows / mxu.load_rows_per_cycle) slots, so that loads behind each other never meet in a
+    bank: it takes that many cycles of its port whatever k is. A transposed load reads its rows at
+    once, and its lanes wait beside the array.
     """
 
     mnemonic = "mxu.load"
@@ -56,17 +63,17 @@ class Load(Instruction):
 
     @staticmethod
     def occupancy(chip, i):
-        rate = min(
-            chip.mxu.load_rows_per_cycle_transposed
-            if i.transposed
-            else chip.mxu.load_rows_per_cycle,
-            chip.spm.banks_per_stripe // gcd(i.stride, chip.spm.banks_per_stripe),
-        )
-        return ceil_div(i.n if i.transposed else i.k, rate)
+        if i.transposed:
+            rate = min(
+                chip.mxu.load_rows_per_cycle_transposed,
+                chip.spm.banks_per_stripe // gcd(i.stride, chip.spm.banks_per_stripe),
+            )
+            return ceil_div(i.n, rate)
+        return ceil_div(chip.mxu.rows, chip.mxu.load_rows_per_cycle)
 
     @staticmethod
     def latency(chip, i, occupancy):
-        return occupancy + 2
+        return occupancy + 2 + (0 if i.transposed else (i.k - 1) * chip.mxu.adder_stages)
 
     @staticmethod
     def execute(core, i) -> None:
@@ -77,25 +84,32 @@ class Load(Instruction):
                 f"mxu.load takes 1 <= k <= {chip.mxu.rows}, 1 <= n <= {chip.mxu.cols} and "
                 f"stride >= 1, not k = {i.k}, n = {i.n}, stride = {i.stride}",
             )
+        banks = chip.spm.banks_per_stripe
+        if not i.transposed and (i.stride != 1 or i.src % banks):
+            raise HardwareError(
+                Fault.ILLEGAL_OPERAND,
+                f"a straight mxu.load takes consecutive rows from a multiple of {banks} "
+                f"(spm.banks_per_stripe) on, not stride = {i.stride}, src = {i.src}",
+            )
         count, lanes = (i.n, i.k) if i.transposed else (i.k, i.n)
         rows = i.src + np.arange(count) * i.stride
-        tile = core.spm.read(rows, core.lanes_below(count, lanes))[:, :lanes]
+        port = "transposed" if i.transposed else "load"
+        tile = core.spm.read(rows, core.lanes_below(count, lanes), port=port)[:, :lanes]
         core.shadow = tile.T.copy() if i.transposed else tile
 
 
 @dataclass(frozen=True, kw_only=True)
 class Matmul(Instruction):
-    """Streams `rows` moving rows of bf16 through the array into `acc`.
+    """Streams M = outer x rows moving rows of bf16 through the array into `acc`.
 
     If a load came since the last matmul, its weights become the active ones. With K x N active
-    weights, for each m < rows and n < N:
+    weights, for each m < M and n < N:
 
-        moving[m] = spm[src + (m // inner) * outer_stride + (m % inner) * stride]
+        moving[m] = spm[src + (m // rows) * outer_stride + (m % rows) * stride]
         s = -0.0; for k in 0..K-1: s = fma(moving[m, k], stationary[k, n], s)
         acc[dst + m].lane[n] = s, or acc[dst + m].lane[n] + s when accumulating
 
-    With inner = 0, moving[m] = spm[src + m * stride].
-    1 <= rows <= 65535; a matmul before any load is an illegal operand.
+    rows >= 1, outer >= 1, M <= 65535, else illegal operand; so is a matmul before any load.
     """
 
     mnemonic = "mxu.matmul"
@@ -112,20 +126,20 @@ class Matmul(Instruction):
 
     src: Addr = declare(Addr)
     stride: int = declare(Bits(12), 1)
-    inner: int = declare(Bits(16), 0)
-    outer_stride: int = declare(Bits(16), 0)
     rows: Count = declare(Count)
+    outer: int = declare(Bits(16), 1)
+    outer_stride: int = declare(Bits(16), 0)
     dst: Addr = declare(Addr)
     accumulate: Accumulate = declare(Bits(2, enum=Accumulate), Accumulate.WRITE)
 
     @staticmethod
     def occupancy(chip, i):
-        return max(i.rows, chip.mxu.accumulate_cycles)
+        return max(i.outer * i.rows, chip.mxu.accumulate_cycles)
 
     @staticmethod
     def latency(chip, i, occupancy):
         return (
-            i.rows
+            i.outer * i.rows
             + chip.mxu.adder_stages * chip.mxu.rows
             + ceil_div(chip.mxu.cols, chip.mxu.column_group)
             + chip.mxu.accumulate_cycles
@@ -136,17 +150,20 @@ class Matmul(Instruction):
     def execute(core, i) -> None:
         if core.shadow is not None:
             core.stationary, core.shadow = core.shadow, None
-        if not 1 <= i.rows <= COUNT_MAX or core.stationary is None:
+        total = i.outer * i.rows
+        if i.rows < 1 or i.outer < 1 or total > COUNT_MAX or core.stationary is None:
             raise HardwareError(
                 Fault.ILLEGAL_OPERAND,
-                f"mxu.matmul takes 1 <= rows <= {COUNT_MAX} after an mxu.load, not rows = {i.rows}"
+                f"mxu.matmul takes 1 to {COUNT_MAX} rows after an mxu.load, not outer x rows = "
+                f"{i.outer} x {i.rows}"
                 + ("" if core.stationary is not None else " with no weights loaded"),
             )
-        m = np.arange(i.rows)
-        outer, within = (m // i.inner, m % i.inner) if i.inner else (np.zeros_like(m), m)
+        m = np.arange(total)
         k = core.stationary.shape[0]
         moving = core.spm.read(
-            i.src + outer * i.outer_stride + within * i.stride, core.lanes_below(i.rows, k)
+            i.src + m // i.rows * i.outer_stride + m % i.rows * i.stride,
+            core.lanes_below(total, k),
+            port="stream",
         )[:, :k]
         result = array.matmul_pass(moving, core.stationary)
         _write_acc(core, i.dst + m, result, i.accumulate)

@@ -275,7 +275,7 @@ class Builder:
             if queue in touch.written and not write and port != "accumulate":
                 need(queue, touch.written[queue])
             for (q, p), at in touch.port.items():
-                if q == queue and p != port and {p, port} == {"load", "stream"}:
+                if q == queue and p != port and {p, port} <= {"load", "transposed", "stream"}:
                     need(queue, at)
         return needs
 

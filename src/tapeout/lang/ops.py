@@ -134,7 +134,7 @@ def load_stationary(
 ) -> None:
     """Column tile `tile` of an spm tensor becomes the next stationary weights."""
     k.emit(
-        MXU, mxu.Load, _reads("load", src),
+        MXU, mxu.Load, _reads("transposed" if transposed else "load", src),
         src=k.addr(MXU, src.base + tile * src.tile_stride, src.reg), stride=src.row_stride,
         k=k.count(MXU, kdim), n=k.count(MXU, n), transposed=transposed,
     )  # fmt: skip

@@ -18,11 +18,10 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from amaranth.back import verilog
-
 import tapeout
 from tapeout.chip import Chip, to_toml
 
+from .boxes import Boxes
 from .core import MEMORIES, PER_QUEUE, Core
 from .fetch import ADDRESS_BITS
 from .sequencer import BASE
@@ -39,10 +38,8 @@ class BuildError(Exception):
 
 
 def core_verilog(core: Core) -> str:
-    """Verilog of a core, top module `core`, and models of its memory macros."""
-    shapes = {ram.shape for ram in core.rams()}
-    models = [shape.verilog() for shape in sorted(shapes, key=lambda shape: shape.name)]
-    return "\n".join([*models, verilog.convert(core, name="core", strip_internal_attrs=True)])
+    """Verilog of a core, top module `core`, with models of its memory macros."""
+    return Boxes().convert(core, "core")
 
 
 def library(chip: Chip, *, folder: Path | None = None) -> Path:

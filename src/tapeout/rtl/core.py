@@ -21,6 +21,7 @@ from .memory import (
     accumulators,
     scratchpad,
 )
+from .mxu import MatrixUnit
 from .ram import RamShape
 from .sequencer import BASES, CYCLE_BITS, ENGINE, Sequencer
 from .tokens import TokenChannel
@@ -28,7 +29,7 @@ from .tokens import TokenChannel
 # The engine of a kind of queue: a component with the ports of `sequencer.ENGINE` and of its
 # instructions, `now`, `bases` where it reaches HBM, ports `<memory>_...` to spm, vmem and acc, and
 # others that are ports of the core.
-ENGINES: dict[str, Callable[[Chip], wiring.Component]] = {}
+ENGINES: dict[str, Callable[[Chip], wiring.Component]] = {"mxu": MatrixUnit}
 Memory = BankedMemory | VectorMemory
 MEMORIES: dict[str, Callable[[Chip, Ports], Memory]] = {
     "spm": scratchpad,
@@ -175,10 +176,10 @@ class Core(wiring.Component):
         for number, engine in self.engines.items():
             queue = self.queues[number]
             m.submodules[f"engine_{queue.name}"] = engine
-            m.d.comb += engine.now.eq(self.now)
-            if "bases" in engine.signature.members:
-                m.d.comb += engine.bases.eq(self.bases)
             members = engine.signature.members
+            for name in ("now", "bases"):
+                if name in members:
+                    m.d.comb += getattr(engine, name).eq(getattr(self, name))
             for name in (*ENGINE, *queue.instructions):
                 if name not in members:
                     continue

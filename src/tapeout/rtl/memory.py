@@ -24,10 +24,11 @@ class RowReads(wiring.Signature):
 
     def __init__(self, count: int, rows: int, lanes: int, element_bits: int) -> None:
         self.count, self.rows, self.lanes, self.element_bits = count, rows, lanes, element_bits
+        self.row_bits = max(1, (rows - 1).bit_length())
         super().__init__(
             {
                 "enable": Out(count),
-                "row": Out(data.ArrayLayout(max(1, (rows - 1).bit_length()), count)),
+                "row": Out(data.ArrayLayout(self.row_bits, count)),
                 "data": In(data.ArrayLayout(lanes * element_bits, count)),
             }
         )
@@ -38,10 +39,11 @@ class RowWrites(wiring.Signature):
 
     def __init__(self, count: int, rows: int, lanes: int, element_bits: int) -> None:
         self.count, self.rows, self.lanes, self.element_bits = count, rows, lanes, element_bits
+        self.row_bits = max(1, (rows - 1).bit_length())
         super().__init__(
             {
                 "enable": Out(count),
-                "row": Out(data.ArrayLayout(max(1, (rows - 1).bit_length()), count)),
+                "row": Out(data.ArrayLayout(self.row_bits, count)),
                 "data": Out(data.ArrayLayout(lanes * element_bits, count)),
                 "mask": Out(data.ArrayLayout(lanes, count)),
             }

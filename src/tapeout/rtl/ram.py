@@ -10,6 +10,8 @@ from amaranth.hdl import ClockSignal, Instance, Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from .boxes import Boxes
+
 
 @dataclass(frozen=True, kw_only=True)
 class RamShape:
@@ -97,6 +99,8 @@ class Ram(wiring.Component):
         super().__init__(ports)
 
     def elaborate(self, platform: object) -> Module:
+        if isinstance(platform, Boxes):
+            platform.macro(self.shape.name, self.shape.verilog())
         m = Module()
         connections: dict = {"i_clk": ClockSignal()}
         for name, port in self.signature.members.items():

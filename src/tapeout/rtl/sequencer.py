@@ -16,10 +16,9 @@ from .alu import ScalarAlu
 from .decode import OPCODE_BITS, any_of, field, is_a, refusal
 from .fetch import ADDRESS_BITS, PC_BITS, FetchUnit
 from .operands import resolve, resolved_layout
-from .tokens import RetireQueue, TransferRetireQueue
+from .tokens import CYCLE_BITS, RetireQueue, TransferRetireQueue
 
 LOOP_BITS = REGISTER_BITS
-CYCLE_BITS = RetireQueue.STAMP_BITS
 ENGINE = {
     "opcode": Out(8),  # of the instruction that would issue now
     "first_iteration": Out(1),  # of the innermost loop, or there is none

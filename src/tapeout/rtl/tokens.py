@@ -47,7 +47,7 @@ class TokenChannel(wiring.Component):
         return m
 
 
-STAMP_BITS = 32  # of a cycle
+CYCLE_BITS = 32  # of a cycle
 
 
 class _Retirement(wiring.Component):
@@ -65,15 +65,13 @@ class _Retirement(wiring.Component):
         retires, retire_cycle: the next instruction's retire cycle is known.
     """
 
-    STAMP_BITS = STAMP_BITS
-
     def __init__(self, chip: Chip, channels: int) -> None:
         self.entries = chip.seq.retire_entries
         super().__init__(
             {
-                "now": In(STAMP_BITS),
+                "now": In(CYCLE_BITS),
                 "push": In(1),
-                "push_latency": In(STAMP_BITS),
+                "push_latency": In(CYCLE_BITS),
                 "push_posts": In(channels),
                 "push_is_transfer": In(1),
                 "done": In(1),
@@ -82,7 +80,7 @@ class _Retirement(wiring.Component):
                 "is_empty": Out(1),
                 "posts": Out(channels),
                 "retires": Out(1),
-                "retire_cycle": Out(STAMP_BITS),
+                "retire_cycle": Out(CYCLE_BITS),
             }
         )
 
@@ -117,8 +115,8 @@ class RetireQueue(_Retirement):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        left = Signal(STAMP_BITS)  # cycles until all that were pushed have retired
-        after, pop, posts = Signal(STAMP_BITS), Signal(), Signal()
+        left = Signal(CYCLE_BITS)  # cycles until all that were pushed have retired
+        after, pop, posts = Signal(CYCLE_BITS), Signal(), Signal()
         m.d.comb += [
             after.eq(Mux(self.push_latency > left + 1, self.push_latency, left + 1)),
             posts.eq(self.push & (self.push_posts != 0)),
@@ -150,9 +148,9 @@ class TransferRetireQueue(_Retirement):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        before = Signal(STAMP_BITS)  # others since the last that took a place
-        done, unretired = Signal(STAMP_BITS), Signal(STAMP_BITS)
-        passed = Signal(STAMP_BITS)  # others before the head that have retired
+        before = Signal(CYCLE_BITS)  # others since the last that took a place
+        done, unretired = Signal(CYCLE_BITS), Signal(CYCLE_BITS)
+        passed = Signal(CYCLE_BITS)  # others before the head that have retired
         takes_place, pop, plain = Signal(), Signal(), Signal()
         m.d.comb += takes_place.eq(self.push & (self.push_is_transfer | (self.push_posts != 0)))
         parts = {

@@ -38,15 +38,15 @@ Checker::Checker(const isa::ChipParams& chip, int queues, std::vector<std::strin
     t.mixed.resize(size_t(blocks));
     t.used.resize(size_t(t.stripes * queues));
     t.written.resize(size_t(t.stripes * queues));
-    t.load.resize(size_t(t.stripes));
-    t.stream.resize(size_t(t.stripes));
+    for (auto& port : t.ports) port.resize(size_t(t.stripes));
   }
 }
 
 void Checker::reset() {
   for (Table& t : tables_) {
-    for (auto* v : {&t.block_records, &t.used, &t.written, &t.load, &t.stream})
+    for (auto* v : {&t.block_records, &t.used, &t.written})
       std::fill(v->begin(), v->end(), 0);
+    for (auto& port : t.ports) std::fill(port.begin(), port.end(), 0);
     std::fill(t.mixed.begin(), t.mixed.end(), 0);
   }
   bytes_.clear();
@@ -147,11 +147,10 @@ void Checker::stripe(Space space, Table& t, int64_t at, bool write, Port port) {
     for (int q = 0; q < queues_; ++q)
       if (used[q] > clock_[q] && q != queue_) bank(space, at, write, q, used[q]);
   if (port != Port::none) {
-    uint64_t& mine = (port == Port::load ? t.load : t.stream)[size_t(at)];
-    const uint64_t other = (port == Port::load ? t.stream : t.load)[size_t(at)];
-    if (other > clock_[queue_]) [[unlikely]]
-      bank(space, at, write, queue_, other);
-    mine = index_;
+    for (int other = 1; other < kPorts; ++other)
+      if (other != int(port) && t.ports[other][size_t(at)] > clock_[queue_]) [[unlikely]]
+        bank(space, at, write, queue_, t.ports[other][size_t(at)]);
+    t.ports[int(port)][size_t(at)] = index_;
   } else if (!write && queue_ != 0 && written[queue_] > clock_[queue_] &&
              written[queue_] != index_) [[unlikely]] {
     bank(space, at, write, queue_, written[queue_]);

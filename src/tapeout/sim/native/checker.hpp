@@ -36,7 +36,8 @@ struct LaneMask {
 };
 
 enum class Space : int { spm = 0, vmem = 1, acc = 2, hbm = 3 };
-enum class Port : int { none = 0, load = 1, stream = 2 };  // of the mxu into spm
+enum class Port : int { none, load, transposed, stream };  // of the mxu into spm
+constexpr int kPorts = 4;
 
 struct RowSpan {
   int64_t first = 0, count = 0, stride = 1;
@@ -101,7 +102,7 @@ class Checker {
     std::vector<uint64_t> block_records;
     std::vector<uint8_t> mixed;             // by block: the rows have records of their own
     std::vector<uint64_t> used, written;    // by stripe and queue: last access, last write
-    std::vector<uint64_t> load, stream;     // by stripe: last access by each port of the mxu
+    std::vector<uint64_t> ports[kPorts];    // by stripe: last access by each port of the mxu
   };
   struct Issued {
     uint64_t index = 0;

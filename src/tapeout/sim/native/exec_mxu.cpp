@@ -11,10 +11,17 @@ void Machine::exec_load(const isa::MxuLoadNow& i) {
          "mxu.load takes 1 <= k <= " + std::to_string(chip_.mxu.rows) + ", 1 <= n <= " +
              std::to_string(chip_.mxu.cols) + " and stride >= 1, not k = " + std::to_string(i.k) +
              ", n = " + std::to_string(i.n) + ", stride = " + std::to_string(i.stride));
+  const int64_t banks = chip_.spm.banks_per_stripe;
+  if (!i.transposed && (i.stride != 1 || i.src % banks != 0))
+    stop(Fault::ILLEGAL_OPERAND,
+         "a straight mxu.load takes consecutive rows from a multiple of " + std::to_string(banks) +
+             " (spm.banks_per_stripe) on, not stride = " + std::to_string(i.stride) +
+             ", src = " + std::to_string(i.src));
   const int64_t count = i.transposed ? i.n : i.k, lanes = i.transposed ? i.k : i.n;
   require_rows(Space::spm, i.src, i.src + (count - 1) * i.stride);
   if (checks_)
-    checker_.read(Space::spm, {i.src, count, i.stride}, LaneMask::range(0, lanes), Port::load);
+    checker_.read(Space::spm, {i.src, count, i.stride}, LaneMask::range(0, lanes),
+                  i.transposed ? Port::transposed : Port::load);
   traffic_.spm_read += uint64_t(count * lanes) * 2;
   Tile& tile = tiles_[active_ ^ 1];
   tile.loaded = true;
@@ -56,50 +63,39 @@ void Machine::exec_matmul(const isa::MxuMatmulNow& i, bool first_iteration) {
   swap_tiles();
   Tile& tile = tiles_[active_];
   constexpr int64_t kCountMax = 65535;
-  if (i.rows < 1 || i.rows > kCountMax || tile.k == 0)
-    stop(Fault::ILLEGAL_OPERAND, "mxu.matmul takes 1 <= rows <= " + std::to_string(kCountMax) +
-                                     " after an mxu.load, not rows = " + std::to_string(i.rows) +
-                                     (tile.k != 0 ? "" : " with no weights loaded"));
-  const int64_t inner = i.inner != 0 ? std::min(i.inner, i.rows) : i.rows;
-  const int64_t outer = (i.rows + inner - 1) / inner;
-  const int64_t full = i.inner != 0 ? i.rows / i.inner : 0;
-  const int64_t last_count = i.rows - (outer - 1) * inner;
-  // Strides are not negative: the extremes are first and last rows of full and last steps.
-  int64_t high = i.src + (outer - 1) * i.outer_stride + (last_count - 1) * i.stride;
-  if (full > 0)
-    high = std::max(high, i.src + (full - 1) * i.outer_stride + (inner - 1) * i.stride);
-  require_rows(Space::spm, i.src, high);
-  require_rows(Space::acc, i.dst, i.dst + i.rows - 1);
+  // No product of a register and a field leaves 64 bits.
+  const int64_t total = i.outer * i.rows;
+  if (i.rows < 1 || i.outer < 1 || total > kCountMax || tile.k == 0)
+    stop(Fault::ILLEGAL_OPERAND,
+         "mxu.matmul takes 1 to " + std::to_string(kCountMax) +
+             " rows after an mxu.load, not outer x rows = " + std::to_string(i.outer) + " x " +
+             std::to_string(i.rows) + (tile.k != 0 ? "" : " with no weights loaded"));
+  require_rows(Space::spm, i.src,
+               i.src + (i.outer - 1) * i.outer_stride + (i.rows - 1) * i.stride);
+  require_rows(Space::acc, i.dst, i.dst + total - 1);
   const auto how = isa::Accumulate(i.accumulate);
   const bool add = how == isa::Accumulate::ADD ||
                    (how == isa::Accumulate::ADD_NOT_FIRST && !first_iteration);
   if (checks_) {
     const LaneMask k = LaneMask::range(0, tile.k), n = LaneMask::range(0, tile.n);
-    for (int64_t o = 0; o < outer; ++o)
-      checker_.read(Space::spm,
-                    {i.src + o * i.outer_stride, o + 1 < outer ? inner : last_count, i.stride}, k,
-                    Port::stream);
+    for (int64_t o = 0; o < i.outer; ++o)
+      checker_.read(Space::spm, {i.src + o * i.outer_stride, i.rows, i.stride}, k, Port::stream);
     if (add)
-      checker_.accumulate(Space::acc, {i.dst, i.rows, 1}, n);
+      checker_.accumulate(Space::acc, {i.dst, total, 1}, n);
     else
-      checker_.write(Space::acc, {i.dst, i.rows, 1}, n);
+      checker_.write(Space::acc, {i.dst, total, 1}, n);
   }
-  traffic_.macs += uint64_t(tile.k * tile.n * i.rows);
-  traffic_.spm_read += uint64_t(i.rows * tile.k) * 2;
-  traffic_.acc_write += uint64_t(i.rows * tile.n) * 4;
-  if (add) traffic_.acc_read += uint64_t(i.rows * tile.n) * 4;
+  traffic_.macs += uint64_t(tile.k * tile.n * total);
+  traffic_.spm_read += uint64_t(total * tile.k) * 2;
+  traffic_.acc_write += uint64_t(total * tile.n) * 4;
+  if (add) traffic_.acc_read += uint64_t(total * tile.n) * 4;
   if (!functional_) return;
   float* acc = acc_.data() + i.dst * lanes_;
-  moving_.resize(size_t(i.rows));
-  for (int64_t m = 0, row = i.src, o = 0, left = inner; m < i.rows; ++m) {
-    moving_[size_t(m)] = spm_.row(row);
-    row += i.stride;
-    if (--left == 0) {
-      left = inner;
-      row = i.src + ++o * i.outer_stride;
-    }
-  }
-  math::matmul(tile.weights, moving_.data(), int(i.rows), acc, size_t(lanes_), add);
+  moving_.resize(size_t(total));
+  for (int64_t o = 0, m = 0; o < i.outer; ++o)
+    for (int64_t r = 0; r < i.rows; ++r, ++m)
+      moving_[size_t(m)] = spm_.row(i.src + o * i.outer_stride + r * i.stride);
+  math::matmul(tile.weights, moving_.data(), int(total), acc, size_t(lanes_), add);
 }
 
 void Machine::exec_unload(const isa::MxuUnloadNow& i) {

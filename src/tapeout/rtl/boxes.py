@@ -1,0 +1,110 @@
+"""Modules emitted once: what an array has thousands of, and macros written as Verilog.
+
+Amaranth writes every instance of a component anew. With `Boxes` as the platform, a component handed
+to `box` becomes an instance of a module that is converted once, and `macro` takes a module's text.
+"""
+
+from collections.abc import Iterator
+
+from amaranth.back import verilog
+from amaranth.hdl import ClockSignal, Elaboratable, Instance, Module, ResetSignal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In
+
+
+class Boxes:
+    """A platform that collects modules while a design is converted."""
+
+    def __init__(self) -> None:
+        self._components: dict[str, wiring.Component] = {}
+        self._macros: dict[str, str] = {}
+        self._done: set[str] = set()
+
+    def macro(self, name: str, text: str) -> None:
+        """Adds a module written as Verilog."""
+        self._macros[name] = text
+
+    def add(self, name: str, component: wiring.Component) -> None:
+        self._components.setdefault(name, component)
+
+    def convert(self, top: Elaboratable, name: str) -> str:
+        """Verilog of `top` and of all modules it needs."""
+        texts = [verilog.convert(top, name=name, platform=self, strip_internal_attrs=True)]
+        texts += self._converted()
+        return "\n".join([*(self._macros[n] for n in sorted(self._macros)), *texts])
+
+    def _converted(self) -> Iterator[str]:
+        while waiting := sorted(set(self._components) - self._done):
+            name = waiting[0]
+            self._done.add(name)
+            yield verilog.convert(
+                self._components[name], name=name, platform=self, strip_internal_attrs=True
+            )
+
+
+def box(platform: object, name: str, component: wiring.Component) -> Elaboratable:
+    """What to add as the submodule for `component`, whose ports stay its own.
+
+    Args:
+        name: of the module; components of one name must be alike.
+    """
+    if not isinstance(platform, Boxes):
+        return component
+    platform.add(name, component)
+    component._MustUse__silence = True  # only the first of a name is converted
+    ports: dict = {"i_clk": ClockSignal(), "i_rst": ResetSignal()}
+    for port, member in component.signature.members.items():
+        ports[f"{'i' if member.flow is In else 'o'}_{port}"] = getattr(component, port)
+    m = Module()
+    m.submodules.box = Instance(name, **ports)
+    return m
+
+
+class Delay(wiring.Component):
+    """A line of registers:
+
+    `output` is `input` of `cycles` cycles ago. Long lines turn a pointer instead of moving data.
+
+    Args:
+        clears: reset makes what is under way zero.
+    """
+
+    def __init__(self, width: int, cycles: int, *, clears: bool = False) -> None:
+        self.width, self.cycles, self.clears = width, cycles, clears
+        super().__init__({"input": In(width), "output": wiring.Out(width)})
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        if self.cycles == 0:
+            m.d.comb += self.output.eq(self.input)
+            return m
+        name = f"delay_{self.width}x{self.cycles}{'_clears' if self.clears else ''}"
+        assert isinstance(platform, Boxes)
+        platform.macro(name, self._verilog(name))
+        m.submodules.line = Instance(
+            name, i_clk=ClockSignal(), i_rst=ResetSignal(), i_in=self.input, o_out=self.output
+        )
+        return m
+
+    def _verilog(self, name: str) -> str:
+        top, last = self.width - 1, self.cycles - 1
+        bits = max(1, last.bit_length())
+        clear = f"    if (rst) for (k = 0; k <= {last}; k = k + 1) line[k] <= 0;\n"
+        return f"""\
+module {name}(
+  input wire clk,
+  input wire rst,
+  input wire [{top}:0] in,
+  output wire [{top}:0] out
+);
+  reg [{top}:0] line [0:{last}];
+  reg [{bits - 1}:0] at;
+{"  integer k;" if self.clears else ""}
+  assign out = line[at];
+  always @(posedge clk) begin
+    line[at] <= in;
+{clear if self.clears else ""}\
+    at <= (rst || at == {last}) ? {bits}'d0 : at + 1'b1;
+  end
+endmodule
+"""
