@@ -115,8 +115,8 @@ def test_only_valid_k_count() -> None:
     moving = np.full((1, LANES), np.inf, np.float32)
     moving[0, :2] = [0.0, 1.0]
     fill(core.spm, [0], formats.f32_to_bf16(moving))
-    fill(core.spm, [1], formats.f32_to_bf16(np.full((1, LANES), -0.0, np.float32)))
-    execute(core, mxu.Load(src=Addr(1), stride=1, k=Count(1), n=Count(LANES)))
+    fill(core.spm, [8], formats.f32_to_bf16(np.full((1, LANES), -0.0, np.float32)))
+    execute(core, mxu.Load(src=Addr(8), stride=1, k=Count(1), n=Count(LANES)))
     execute(core, mxu.Matmul(src=Addr(0), rows=Count(1), dst=Addr(0)))
     assert core.acc.values[0].view(np.uint32).tolist() == [0x80000000] * LANES
 

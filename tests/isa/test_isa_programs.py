@@ -6,7 +6,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from programs import Case, random_program
 
 from tapeout.chip import load
 from tapeout.isa import errors, seq
@@ -14,6 +13,7 @@ from tapeout.isa.assembler import assemble, disassemble
 from tapeout.isa.instruction import REGISTRY
 from tapeout.isa.interp import Interp
 from tapeout.isa.program import Program, channel_bit, channel_peer
+from tapeout.rtl.verification.programs import Case, random_program
 
 
 def run(case: Case, **options) -> dict:

@@ -4,13 +4,13 @@ import random
 
 import numpy as np
 import pytest
-from programs import Case, random_program
 from test_isa_programs import without_one_token
 from timing_reference import TimedRun
 
 from tapeout.chip import Chip, load
 from tapeout.isa.errors import ProgramError
 from tapeout.isa.interp import Interp
+from tapeout.rtl.verification.programs import Case, random_program
 from tapeout.sim import Sim
 
 HBM_BYTES = 1 << 20

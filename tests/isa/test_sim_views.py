@@ -61,7 +61,8 @@ def random_streams(seed: int) -> dict[str, list[Instruction]]:
             mxu.Load(
                 src=Addr(src if transposed else src - src % CHIP.spm.banks_per_stripe),
                 k=Count(k), n=Count(n), transposed=transposed,
-                stride=rng.choice([1, 1, 2]) if transposed else 1, waits=bit("mxu", "dma0"), drain=True,
+                stride=rng.choice([1, 1, 2]) if transposed else 1,
+                waits=bit("mxu", "dma0"), drain=True,
             )
         )  # fmt: skip
         passes.append(

@@ -20,7 +20,7 @@ SPECIAL = np.array([0, 0x8000, 0x7F80, 0xFF80, 0x7FC1, 0x0001, 0x8001, 0x0080, 0
 class MatrixProgram:
     """Loads, passes and unloads in any order that the rules allow.
 
-    Straight loads, transposed loads and moving rows keep to stripes of their own, as nothing drains.
+    Straight loads, transposed loads and moving rows keep to stripes of their own: nothing drains.
     """
 
     def __init__(self, seed: int, chip: Chip, count: int = 60) -> None:

@@ -354,7 +354,7 @@ class Chip(_Checked):
             value = getattr(self.mxu, name)
             _require(
                 _is_power_of_two(value),
-                f"mxu.{name} must be a power of two (rows and columns are cut by bits), not {value}",
+                f"mxu.{name} must be a power of two (addresses are cut by bits), not {value}",
             )
         channels = (self.queue_count - 1) * self.tokens.channels_per_pair
         _require(

@@ -36,14 +36,15 @@ class Load(Instruction):
         transposed: stationary[k, n] = spm[src + n * stride].lane[k]
 
     Rows of the array from `k` on are bypassed; columns from `n` on write nothing.
-    1 <= k <= mxu.rows, 1 <= n <= mxu.cols, stride >= 1, else illegal operand. A straight load's rows
-    follow each other from a multiple of spm.banks_per_stripe on: stride = 1, else illegal operand.
+    1 <= k <= mxu.rows, 1 <= n <= mxu.cols, stride >= 1, else illegal operand. A straight load's
+    rows follow each other from a multiple of spm.banks_per_stripe on: stride = 1, else illegal
+    operand.
 
-    The weights of row k are written in the wave of the array, k * mxu.adder_stages cycles after those
-    of row 0. A straight load therefore reads row k of spm that late, in its own one of
-    ceil(mxu.rows / mxu.load_rows_per_cycle) slots, so that loads behind each other never meet in a
-    bank: it takes that many cycles of its port whatever k is. A transposed load reads its rows at
-    once, and its lanes wait beside the array.
+    The weights of row k are written in the wave of the array, k * mxu.adder_stages cycles after
+    those of row 0. A straight load therefore reads row k of spm that late, in its own one of
+    ceil(mxu.rows / mxu.load_rows_per_cycle) slots, so that loads behind each other never meet in
+    a bank: it takes that many cycles of its port whatever k is. A transposed load reads its rows
+    at once, and its lanes wait beside the array.
     """
 
     mnemonic = "mxu.load"

@@ -40,9 +40,9 @@ def transposed_bus(chip: Chip) -> data.StructLayout:
 class Element(wiring.Component):
     """One element of the array:
 
-    sum = fma(moving, stationary, sum_in), where `sum_in` comes a cycle after `moving`. A moving value
-    that is not to be used leaves the sum as it is: its product is -0. With `swap` the shadow weight
-    becomes the stationary one, from this moving value on.
+    sum = fma(moving, stationary, sum_in), where `sum_in` comes a cycle after `moving`. A moving
+    value that is not to be used leaves the sum as it is: its product is -0. With `swap` the shadow
+    weight becomes the stationary one, from this moving value on.
     """
 
     moving: In(16)
@@ -77,8 +77,8 @@ class Element(wiring.Component):
 class Row(wiring.Component):
     """One row of elements:
 
-    Everything but the sums enters at the left group of columns and reaches the next one a cycle later.
-    `weights` are written where `write` is set; a transposed bus writes one of its columns.
+    Everything but the sums enters at the left group of columns and reaches the next one a cycle
+    later. `weights` are written where `write` is set; a transposed bus writes one of its columns.
     """
 
     def __init__(self, chip: Chip) -> None:

@@ -7,7 +7,7 @@ in which the array sees it, four after the issue:
                     written to acc mxu.accumulate_cycles - 1 cycles later
     straight load   row k: spm read in one of the cycles t + 1 + k p .. t + q + k p (p =
                     adder_stages, q = the load's cycles), in the element two cycles after it
-    transposed      source row n: spm read t + 1 + n // rate, lane k in row k two cycles and k p later
+    transposed      source row n: spm read t + 1 + n // rate, lane k in its row 2 + k p later
 
 Row k of the array meets the first moving row of a pass that issued at t in cycle A + k p. A load
 issues after the pass before it and q cycles (or its own) before the pass that uses it, so row k is
@@ -24,268 +24,13 @@ from tapeout.isa import mxu
 from tapeout.isa.fields import COUNT_MAX
 from tapeout.isa.instruction import Fault
 
-from .array import MINUS_ZERO, ONE, ONE_BF16, SystolicArray
-from .boxes import Delay, box
-from .float import FusedMultiplyAdd
+from .accumulate import Accumulator
+from .array import ONE_BF16, SystolicArray
+from .boxes import Delay
+from .loads import SPM_STAGES, StraightLoad, TransposedLoad
 from .memory import acc_reads, acc_writes, spm_reads
 from .operands import SUM_BITS, resolved_layout
-from .sequencer import CYCLE_BITS
-
-SPM_STAGES = 2  # from the enable of a read to its row in a register
-
-
-class StraightLoad(wiring.Component):
-    """Reads the rows of straight loads as late as the array needs them:
-
-    The order to load goes down the rows, `adder_stages` cycles each. Row k then waits for its slot,
-    the cycles that are k // load_rows_per_cycle modulo the slots, and reads its row of spm. Rows of
-    one slot lie in different banks, and in one bank every row has another slot.
-
-    Ports:
-        start, src, k: a load, at least as many cycles after the last as there are slots.
-        spm: reads; row k of a load at position k % banks.
-        write, weights: what goes into the array (see `SystolicArray`).
-    """
-
-    def __init__(self, chip: Chip) -> None:
-        self.chip = chip
-        self.slots = -(-chip.mxu.rows // chip.mxu.load_rows_per_cycle)
-        self.row_bits = spm_reads(chip).row_bits
-        row_data = data.ArrayLayout(16, chip.mxu.cols)
-        super().__init__(
-            {
-                "start": In(1),
-                "src": In(self.row_bits),
-                "k": In(range(chip.mxu.rows + 1)),
-                "spm": Out(spm_reads(chip)),
-                "write": Out(chip.mxu.rows),
-                "weights": Out(data.ArrayLayout(row_data, chip.mxu.load_rows_per_cycle)),
-            }
-        )
-
-    def elaborate(self, platform: object) -> Module:
-        m = Module()
-        rows, buses = self.chip.mxu.rows, self.chip.mxu.load_rows_per_cycle
-        banks = self.chip.spm.banks_per_stripe
-        slot = Signal(range(max(2, self.slots)))
-        m.d.sync += slot.eq(Mux(slot == self.slots - 1, 0, slot + 1))
-        order = Signal(Cat(self.start, self.src, self.k).shape())
-        m.d.sync += order.eq(Cat(self.start, self.src, self.k))
-        reads = []
-        for k in range(rows):
-            if k:
-                order = self._down(m, k, order)
-            reads.append(self._agent(m, k, order, slot == k // buses))
-        for bank in range(banks):
-            for k in range(bank, rows, banks):
-                read, row = reads[k]
-                with m.If(read):
-                    m.d.comb += [self.spm.enable[bank].eq(1), self.spm.row[bank].eq(row + k)]
-        held = Signal.like(self.spm.data.as_value(), name="held")
-        m.d.sync += held.eq(self.spm.data)
-        for k, (read, _) in enumerate(reads):
-            came = Signal(SPM_STAGES, name=f"came_{k}")
-            m.d.sync += came.eq(Cat(read, came))
-            m.d.comb += self.write[k].eq(came[-1])
-            with m.If(came[-1]):
-                m.d.comb += self.weights[k % buses].eq(
-                    held.word_select(k % banks, self.chip.lanes * 16)
-                )
-        return m
-
-    def _down(self, m: Module, k: int, order: Value) -> Value:
-        line = Delay(len(order), self.chip.mxu.adder_stages, clears=True)
-        m.submodules[f"order_{k}"] = line
-        m.d.comb += line.input.eq(order)
-        return line.output
-
-    def _agent(self, m: Module, k: int, order: Value, is_slot: Value) -> tuple[Signal, Value]:
-        """(row k is read in this cycle, the load's first row)."""
-        bits = self.row_bits
-        waits, src, read = Signal(name=f"waits_{k}"), Signal(bits), Signal(name=f"read_{k}")
-        comes = order[0] & (order[1 + bits :] > k)
-        first = Mux(comes, order[1 : 1 + bits], src)
-        m.d.comb += read.eq((comes | waits) & is_slot)
-        m.d.sync += [src.eq(first), waits.eq((comes | waits) & ~is_slot)]
-        return read, first
-
-
-class TransposedLoad(wiring.Component):
-    """Reads source rows of transposed loads, `rate` a cycle:
-
-    Source row n, which becomes column n, goes to bus n % load_rows_per_cycle_transposed.
-
-    Ports:
-        start, src, stride, n: a load, when the last one has read its rows.
-        cycles: that the presented load takes.
-    """
-
-    def __init__(self, chip: Chip, array: SystolicArray) -> None:
-        self.chip = chip
-        self.buses = chip.mxu.load_rows_per_cycle_transposed
-        self.bus = array.bus
-        super().__init__(
-            {
-                "start": In(1),
-                "src": In(signed(SUM_BITS)),
-                "stride": In(12),
-                "n": In(9),
-                "cycles": Out(9),
-                "spm": Out(spm_reads(chip)),
-                "transposed": Out(data.ArrayLayout(self.bus, self.buses)),
-            }
-        )
-
-    def elaborate(self, platform: object) -> Module:
-        m = Module()
-        banks, buses = self.chip.spm.banks_per_stripe, self.buses
-        # The rate is 2 ** rate_log rows a cycle: fewer where an even stride meets banks twice.
-        log_buses, log_banks = exact_log2(buses), exact_log2(banks)
-        rate_log = Signal(range(log_buses + 1))
-        zeros = Signal(range(log_banks + 1))
-        m.d.comb += zeros.eq(log_banks)
-        for bit in reversed(range(log_banks)):
-            with m.If(self.stride[bit]):
-                m.d.comb += zeros.eq(bit)
-        m.d.comb += rate_log.eq(Mux(log_banks - zeros < log_buses, log_banks - zeros, log_buses))
-        m.d.comb += self.cycles.eq((self.n + (1 << rate_log) - 1) >> rate_log)
-
-        left, at = Signal(9), Signal(9)  # columns to come, the next one
-        row, stride, log = Signal(SUM_BITS), Signal(12), Signal.like(rate_log)
-        rate = Signal(range(buses + 1))
-        m.d.comb += rate.eq(1 << log)
-        with m.If(left > rate):
-            m.d.sync += [left.eq(left - rate), at.eq(at + rate), row.eq(row + (stride << log))]
-        with m.Else():
-            m.d.sync += left.eq(0)
-        with m.If(self.start):
-            m.d.sync += [
-                left.eq(self.n), at.eq(0), row.eq(self.src), stride.eq(self.stride),
-                log.eq(rate_log),
-            ]  # fmt: skip
-        held = Signal.like(self.spm.data.as_value(), name="held")
-        m.d.sync += held.eq(self.spm.data)
-        for bus in range(buses):
-            # Which of this cycle's columns comes on this bus: the one that is `bus` modulo buses.
-            ahead = Signal(range(buses), name=f"ahead_{bus}")
-            reads, source = Signal(name=f"reads_{bus}"), Signal(SUM_BITS, name=f"source_{bus}")
-            m.d.comb += [
-                ahead.eq(bus - at[:log_buses] if buses > 1 else 0),
-                reads.eq((ahead < rate) & (ahead < left)),
-                source.eq(row + ahead * stride),
-            ]
-            bank = source[:log_banks]
-            for i in range(banks):
-                with m.If(reads & (bank == i)):
-                    m.d.comb += [self.spm.enable[i].eq(1), self.spm.row[i].eq(source)]
-            tag = Cat(reads, ((at + ahead) >> log_buses)[: self.bus["column"].width], bank)
-            first, second = (
-                Signal(len(tag), name=f"tag_{bus}"),
-                Signal(len(tag), name=f"tag2_{bus}"),
-            )
-            m.d.sync += [first.eq(tag), second.eq(first)]
-            came = second[-log_banks:] if log_banks else C(0, 1)
-            lanes = held.word_select(came, self.chip.lanes * 16)
-            m.d.comb += self.transposed[bus].eq(
-                Cat(second[: len(tag) - log_banks], lanes[: self.chip.mxu.rows * 16])
-            )
-        return m
-
-
-class Accumulator(wiring.Component):
-    """Writes rows of sums to acc, or adds them to what is there:
-
-    A row that comes in cycle c is read in c and written in c + accumulate_cycles - 1.
-
-    Ports:
-        comes, row, lanes, adds: a row of `sums`, where it goes, how many lanes of it count.
-    """
-
-    def __init__(self, chip: Chip) -> None:
-        self.chip = chip
-        super().__init__(
-            {
-                "comes": In(1),
-                "row": In(acc_reads(chip).row_bits),
-                "lanes": In(range(chip.lanes + 1)),
-                "adds": In(1),
-                "sums": In(data.ArrayLayout(32, chip.lanes)),
-                "acc_read": Out(acc_reads(chip)),
-                "acc_write": Out(acc_writes(chip)),
-            }
-        )
-
-    def elaborate(self, platform: object) -> Module:
-        m = Module()
-        banks, lanes = self.chip.vpu.sublanes, self.chip.lanes
-        bank = self.row[: exact_log2(banks)]
-        for i in range(banks):
-            m.d.comb += [
-                self.acc_read.row[i].eq(self.row),
-                self.acc_read.enable[i].eq(self.comes & self.adds & (bank == i)),
-            ]
-        # Read, sum and write: what is left of the cycles are registers behind the sum.
-        stages = self.chip.mxu.accumulate_cycles - 2
-        adder_stages = min(stages, FusedMultiplyAdd.STAGES[-1])
-        order = Cat(self.comes, self.row, self.lanes, self.adds)
-        read = Signal(len(order))
-        m.d.sync += read.eq(order)
-        read_bank = read[1 : 1 + len(bank)]
-        before = Signal(lanes * 32)
-        m.d.comb += before.eq(self.acc_read.data.as_value().word_select(read_bank, lanes * 32))
-        written = Delay(len(order), stages, clears=True)
-        m.submodules.written = written
-        m.d.comb += written.input.eq(read)
-        enable, row, count, _ = self._parts(written.output)
-        result = []
-        for lane in range(lanes):
-            add = Add(adder_stages=adder_stages, registers=stages - adder_stages)
-            m.submodules[f"add_{lane}"] = box(platform, "mxu_add", add)
-            m.d.comb += [
-                add.x.eq(self.sums[lane]),
-                add.y.eq(Mux(read[-1], before.word_select(lane, 32), MINUS_ZERO)),
-            ]
-            result.append(add.sum)
-        for i in range(banks):
-            m.d.comb += [
-                self.acc_write.row[i].eq(row),
-                self.acc_write.enable[i].eq(enable & (row[: exact_log2(banks)] == i)),
-                self.acc_write.data[i].eq(Cat(*result)),
-                self.acc_write.mask[i].eq(Cat(count > lane for lane in range(lanes))),
-            ]
-        return m
-
-    def _parts(self, order: Value) -> list[Value]:
-        parts, at = [], 0
-        for part in (self.comes, self.row, self.lanes, self.adds):
-            parts.append(order[at : at + len(part)])
-            at += len(part)
-        return parts
-
-
-class Add(wiring.Component):
-    """x + y, rounded once, where y comes a cycle after x; the sum follows adder_stages + registers
-    cycles after y."""
-
-    x: In(32)
-    y: In(32)
-    sum: Out(32)
-
-    def __init__(self, *, adder_stages: int, registers: int = 0) -> None:
-        self.adder_stages, self.registers = adder_stages, registers
-        super().__init__()
-
-    def elaborate(self, platform: object) -> Module:
-        m = Module()
-        m.submodules.fma = fma = FusedMultiplyAdd(factor_bits=32, adder_stages=self.adder_stages)
-        m.d.comb += [fma.a.eq(self.x), fma.b.eq(ONE), fma.c.eq(self.y)]
-        result: Value = fma.result
-        for k in range(self.registers):
-            held = Signal(32, name=f"sum_{k}")
-            m.d.sync += held.eq(result)
-            result = held
-        m.d.comb += self.sum.eq(result)
-        return m
+from .tokens import CYCLE_BITS
 
 
 class MatrixUnit(wiring.Component):
@@ -487,8 +232,8 @@ class MatrixUnit(wiring.Component):
                 mxu.Accumulate.WRITE: C(0, 1),
                 mxu.Accumulate.ADD: C(1, 1),
                 mxu.Accumulate.ADD_NOT_FIRST: ~self.first_iteration,
-            }.get(mode, C(0, 1))
-            for mode in range(4)
+            }[mode]
+            for mode in mxu.Accumulate
         )[it.accumulate]
         with m.If(starts):
             m.d.sync += [

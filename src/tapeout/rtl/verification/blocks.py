@@ -6,6 +6,7 @@ Values are drawn so that most blocks are legal; the grower throws the others awa
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from tapeout.chip import Chip
 from tapeout.isa import Addr, Count, HbmAddr, Instruction, Kind, Operand, dma, mxu, seq, vpu
@@ -48,7 +49,7 @@ def propose(rng: random.Random, chip: Chip, run: Run) -> Block:
 def prologue(rng: random.Random, chip: Chip) -> list[Block]:
     """Data for the first operands: some stripes of spm, half of vmem, two stripes of acc."""
     spm = chip.spm.rows_per_stripe
-    shape = {"lanes": chip.lanes, "rows": Count(48)}
+    shape: dict[str, Any] = {"lanes": chip.lanes, "rows": Count(48)}
     blocks = []
     for stripe in rng.sample(range(chip.spm.stripes), min(6, chip.spm.stripes)):
         load = dma.Load(
@@ -111,7 +112,7 @@ class Maker:
     def row(self, memory: str, written: int = 0, even: bool = False) -> int:
         """A row; with `written`, preferably the first of that many with data."""
         values = {"spm": self.run.core.spm, "vmem": self.run.core.vmem, "acc": self.run.core.acc}
-        rows = values[memory].written.all(axis=1)
+        rows: Any = values[memory].written.all(axis=1)
         limit = self.vmem_rows if memory == "vmem" else len(rows)
         stripe = {"spm": self.chip.spm.rows_per_stripe, "acc": self.chip.acc.rows_per_stripe}
         for _ in range(20):

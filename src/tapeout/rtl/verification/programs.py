@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from program_blocks import Block, prologue, propose
 
 from tapeout.chip import Chip, load
 from tapeout.isa import Program, Segment, seq
@@ -25,6 +24,8 @@ from tapeout.isa.errors import ProgramError
 from tapeout.isa.instruction import Instruction, When
 from tapeout.isa.interp import Interp, Loaded, Run
 from tapeout.isa.program import channel_bit
+
+from .blocks import Block, prologue, propose
 
 DATA, OUTPUT, TABLE = 0, 1, 2  # base registers
 DATA_BYTES, OUTPUT_BYTES, TABLE_BYTES = 16384, 8192, 1024
@@ -217,7 +218,7 @@ class Grower:
             tail = self.streams[q][pc]
             depth = self.looped[q].get(pc, 0)
             if depth > 1 or (depth == 1 and tail.posts) or self.rng.random() < 0.3:
-                nop = [seq.Nop(drain=self.rng.random() < 0.3)]
+                nop: list[Instruction] = [seq.Nop(drain=self.rng.random() < 0.3)]
                 self.run.drain({q: nop})
                 self.streams[q] += nop
 
