@@ -19,12 +19,21 @@ class ProgramError(Exception):
         queue: name of the queue.
         pc: index in the queue's stream.
         rule: what was broken, with the values.
+        fault: the hardware's code, `Fault.NONE` for a model error.
     """
 
     kind = "error"
 
-    def __init__(self, rule: str, queue: str = "", pc: int = -1, program: Program | None = None):
-        self.rule, self.queue, self.pc = rule, queue, pc
+    def __init__(
+        self,
+        rule: str,
+        queue: str = "",
+        pc: int = -1,
+        program: Program | None = None,
+        *,
+        fault: Fault = Fault.NONE,
+    ) -> None:
+        self.rule, self.queue, self.pc, self.fault = rule, queue, pc, fault
         where = ""
         if pc >= 0:
             where = f"{queue} pc {pc}"

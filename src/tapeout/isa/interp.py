@@ -229,7 +229,7 @@ class Run:
             self.execute(queue, instruction)
             self.post_tokens(queue, posts)
         except HardwareError as error:
-            raise self.error(BY_FAULT[error.fault], str(error), queue) from None
+            raise self.error(BY_FAULT[error.fault], str(error), queue, fault=error.fault) from None
         return True
 
     def fetch(self, queue: Queue) -> Instruction:
@@ -338,8 +338,8 @@ class Run:
         if self.log.unwritten and self.unwritten is None:
             self.unwritten = self.error(UninitializedError, self.log.unwritten, queue)
 
-    def error(self, cls: type[E], rule: str, queue: Queue) -> E:
-        return cls(rule, queue.name, queue.pc, self.program)
+    def error(self, cls: type[E], rule: str, queue: Queue, *, fault: Fault = Fault.NONE) -> E:
+        return cls(rule, queue.name, queue.pc, self.program, fault=fault)
 
     def deadlock(self) -> DeadlockError:
         lines, first = [], None
@@ -360,6 +360,7 @@ class Run:
             "every queue that has not halted waits for a token nobody will post: "
             + "; ".join(lines),
             first,
+            fault=Fault.DEADLOCK,
         )
 
     def leftover(self) -> None:
@@ -370,4 +371,5 @@ class Run:
                     f"{self.channel_name(producer, consumer, number)}: add a wait or drop a post",
                     self.chip.queue_names[producer],
                     program=self.program,
+                    fault=Fault.TOKEN_LEFTOVER,
                 )

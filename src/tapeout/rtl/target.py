@@ -172,4 +172,4 @@ class Rtl(HostHbm):
         name = "" if whole else self.chip.queue_names[queue]
         pc = -1 if whole else int(self._native.bench_fault_pc(self._bench))
         rule = f"the hardware stopped with {fault.name.lower()}"
-        return errors.BY_FAULT[fault](rule, name, pc, program)
+        return errors.BY_FAULT[fault](rule, name, pc, program, fault=fault)

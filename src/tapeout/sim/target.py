@@ -155,7 +155,8 @@ class Sim(HostHbm):
     ) -> errors.ProgramError:
         cls = errors.BY_FAULT[Fault(fault)] if kind == _FAULT else _MODEL_ERRORS[kind]
         name = self.chip.queue_names[queue] if queue >= 0 else ""
-        error = cls(rule, name, pc, program)
+        code = Fault(fault) if kind == _FAULT else Fault.NONE
+        error = cls(rule, name, pc, program, fault=code)
         if cycle < 1 << 63:
             error.add_note(f"at cycle {cycle}")
         return error

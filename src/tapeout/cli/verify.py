@@ -1,0 +1,118 @@
+"""`tapeout verify`: interp, sim and rtl against each other on random programs."""
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tapeout.cli.options import ChipOption, JsonOption, SetOption
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tapeout.rtl.verification.run import Campaign
+
+
+def verify(
+    chip: ChipOption = "tiny",
+    settings: SetOption = None,
+    programs: Annotated[
+        int, typer.Option("--programs", min=0, metavar="N", help="Run N programs at least.")
+    ] = 20,
+    instructions: Annotated[
+        int,
+        typer.Option("--instructions", min=0, metavar="N", help="Run N instructions at least."),
+    ] = 0,
+    random_chips: Annotated[
+        int,
+        typer.Option(
+            "--random-chips", min=0, metavar="N", help="Instead of --chip: N chips drawn at random."
+        ),
+    ] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, metavar="S", help="The first program's seed.")
+    ] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Run random programs on interp, sim and the hardware, and compare every bit and cycle.
+
+    The hardware is built once for a chip, then found in the cache. The first difference ends the
+    run with the seed and the smallest program that shows it; the exit code is then 1.
+
+    Example: tapeout verify --chip tiny --programs 100
+    """
+    from rich.console import Console
+
+    from tapeout.chip import load
+    from tapeout.rtl.verification.chips import random_chip
+    from tapeout.rtl.verification.run import verify as run
+
+    console = Console(stderr=True, highlight=False)
+    chips = [random_chip(seed + k) for k in range(random_chips)] or [load(chip, settings or [])]
+    campaigns = []
+    for number, each in enumerate(chips):
+        name = f"random chip {seed + number}" if random_chips else each.name
+        with console.status(f"building the hardware of {name}") as status:
+
+            def show(c: "Campaign", name: str = name, status: Any = status) -> None:
+                status.update(f"{name}: {c.programs} programs, {c.instructions} instructions agree")
+
+            campaign = run(
+                each, instructions=instructions, programs=programs, seed=seed, progress=show
+            )
+        campaigns.append((name, campaign))
+        if campaign.failure is not None:
+            break
+    if as_json:
+        typer.echo(json.dumps([_as_json(name, c) for name, c in campaigns], indent=2))
+    else:
+        _show(Console(highlight=False), campaigns)
+    if any(c.failure is not None for _, c in campaigns):
+        raise typer.Exit(1)
+
+
+def _as_json(name: str, c: "Campaign") -> dict[str, Any]:
+    return {
+        "chip": name,
+        "programs": c.programs,
+        "instructions": c.instructions,
+        "cycles": c.cycles,
+        "faults": dict(c.faults),
+        "coverage": {f"{v} / {k}": n for (v, k), n in sorted(c.coverage.cells.items())},
+        "missing": [f"{v} / {k}" for v, k in c.coverage.missing()],
+        "failure": vars(c.failure) if c.failure is not None else None,
+    }
+
+
+def _show(console: "Console", campaigns: "list[tuple[str, Campaign]]") -> None:
+    from rich import box
+    from rich.table import Table
+
+    from tapeout.rtl.verification.coverage import CIRCUMSTANCES, Coverage, impossible, universe
+
+    total = Coverage()
+    for name, c in campaigns:
+        total.cells.update(c.coverage.cells)
+        faults = ", ".join(f"{count} {fault}" for fault, count in sorted(c.faults.items()))
+        console.print(
+            f"[bold]{name}[/bold]: {c.programs} programs, {c.instructions} instructions, "
+            f"{c.cycles} cycles agree in every bit and cycle; planted faults: {faults or 'none'}"
+        )
+    table = Table(box=box.SIMPLE_HEAD, title="instructions compared")
+    table.add_column("variant", style="bold", no_wrap=True)
+    for circumstance in CIRCUMSTANCES:
+        table.add_column(circumstance, justify="right")
+    for variant in universe():
+        cells = [
+            str(total.cells[variant, k] or ("-" if impossible(variant, k) else "[red]0[/red]"))
+            for k in CIRCUMSTANCES
+        ]
+        table.add_row(variant, *cells)
+    console.print(table)
+    console.print(f"{len(total.missing())} cells not reached (0); - cannot happen")
+    failure = campaigns[-1][1].failure
+    if failure is not None:
+        console.print(
+            f"[red]difference[/red] on {campaigns[-1][0]}, seed {failure.seed}: {failure.what}\n"
+            f"smallest program:\n{failure.assembly}"
+        )

@@ -1,0 +1,172 @@
+"""One program on `interp`, `sim` and `rtl`: what differs, if anything does.
+
+Compared are every byte of spm, vmem, acc and of the writable segments of HBM on all three, and
+between `sim` and `rtl` the issue and retire cycle of every instruction and the cycles of the whole.
+Where the program stops with a hardware error, `sim` and `rtl` must stop with the same code at the
+same instruction. Programs that break a rule of the model alone (a race, a bank conflict, a read of
+unwritten lanes) have no meaning in hardware: they are refused.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tapeout.isa.errors import ProgramError
+from tapeout.isa.instruction import Fault
+from tapeout.isa.interp import Interp
+from tapeout.isa.program import Program
+from tapeout.rtl.target import Rtl
+from tapeout.sim import Sim
+
+from .programs import Case
+
+HBM_BYTES = 1 << 20
+_MEMORIES = ("spm", "vmem", "acc")
+
+
+class Unsound(ValueError):
+    """The program breaks a rule that only the model sees, so hardware may do anything."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two targets disagree.
+
+    Attributes:
+        what: in words: the place, and what each target has there.
+    """
+
+    what: str
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """All targets agree on a run.
+
+    Attributes:
+        instructions, cycles: of the run; no cycles where it stopped with an error.
+        fault: the code that it stopped with.
+    """
+
+    instructions: int
+    cycles: int
+    fault: Fault = Fault.NONE
+
+
+@dataclass(frozen=True)
+class _Run:
+    result: Any
+    memory: dict[str, np.ndarray]
+    error: ProgramError | None
+
+
+def compare(case: Case, *, limit_cycles: int = 1 << 22) -> Agreement | Difference:
+    """Runs a case on all three targets.
+
+    Raises: Unsound.
+    """
+    sim = _run(case, Sim(case.chip, hbm_bytes=HBM_BYTES), trace=True)
+    if sim.error is not None and sim.error.fault == Fault.NONE:
+        raise Unsound(str(sim.error))
+    limit = limit_cycles if sim.error is not None else sim.result.cycles + 1000
+    rtl = _run(case, Rtl(case.chip, hbm_bytes=HBM_BYTES, limit_cycles=limit))
+    if sim.error is not None or rtl.error is not None:
+        return _compare_errors(case, sim, rtl)
+    interp = _run(case, Interp(case.chip, hbm_bytes=HBM_BYTES))
+    if interp.error is not None:
+        return Difference(f"interp stops ({interp.error}), sim does not")
+    found = (
+        _compare_memory(interp.memory, sim.memory, "sim")
+        or _compare_memory(interp.memory, rtl.memory, "rtl")
+        or _compare_cycles(case, sim.result, rtl.result)
+    )
+    if found:
+        return Difference(found)
+    return Agreement(len(sim.result.trace.pc), sim.result.cycles)
+
+
+def _run(case: Case, target: Any, **options: Any) -> _Run:
+    handle, bases = case.load(target)
+    try:
+        result = target.run(handle, **options)
+    except ProgramError as error:
+        return _Run(None, {}, error)
+    memory = {
+        f"b{base}": np.asarray(target.read(address, nbytes))
+        for base, (address, nbytes, writable) in bases.items()
+        if writable
+    }
+    for name in _MEMORIES:
+        content = np.ascontiguousarray(target.peek(name))
+        memory[name] = content.view(np.uint16 if name == "spm" else np.uint32)
+        if hasattr(target, "peek_written"):
+            memory[f"{name} written"] = target.peek_written(name)
+    return _Run(result, memory, None)
+
+
+def _compare_memory(expected: dict[str, np.ndarray], got: dict[str, np.ndarray], name: str) -> str:
+    """The first difference to interp's memory, of what the program has written."""
+    for place, values in expected.items():
+        if place.endswith(" written"):
+            if place in got and not np.array_equal(values, got[place]):
+                at = np.argwhere(values != got[place])[0]
+                return (
+                    f"{place[: -len(' written')]} {_place(at)} is written on one of interp, {name}"
+                )
+            continue
+        differs = values != got[place]
+        written = expected.get(f"{place} written")
+        if written is not None:
+            differs &= written
+        if differs.any():
+            at = tuple(np.argwhere(differs)[0])
+            return (
+                f"{place} {_place(at)}: interp has {int(values[at]):#x}, "
+                f"{name} {int(got[place][at]):#x}; {int(differs.sum())} places differ"
+            )
+    return ""
+
+
+def _place(at: Any) -> str:
+    return f"byte {at[0]}" if len(at) == 1 else f"row {at[0]} lane {at[1]}"
+
+
+def _compare_cycles(case: Case, sim: Any, rtl: Any) -> str:
+    trace = sim.trace
+    for number, queue in enumerate(case.chip.queue_names):
+        mine, its = trace.queue == number, rtl.events[rtl.events["queue"] == number]
+        if int(mine.sum()) != len(its):
+            return f"{queue} issues {int(mine.sum())} instructions on sim, {len(its)} on rtl"
+        for column in ("pc", "issue", "retire"):
+            expected = getattr(trace, column)[mine]
+            differs = np.flatnonzero(its[column] != expected)
+            if len(differs):
+                at = differs[0]
+                where = _at(case.program, queue, int(trace.pc[mine][at]))
+                return (
+                    f"{column} of instruction {at} of {queue} ({where}): "
+                    f"sim {expected[at]}, rtl {its[column][at]}"
+                )
+    if sim.cycles != rtl.cycles:
+        return f"sim takes {sim.cycles} cycles, rtl {rtl.cycles}"
+    return ""
+
+
+def _at(program: Program, queue: str, pc: int) -> str:
+    return f"pc {pc}: {program.streams[queue][pc]}"
+
+
+def _compare_errors(case: Case, sim: _Run, rtl: _Run) -> Agreement | Difference:
+    mine, its = (_stop(r.error) for r in (sim, rtl))
+    if mine != its:
+        return Difference(f"sim stops with {mine}, rtl with {its}")
+    assert sim.error is not None
+    return Agreement(0, 0, sim.error.fault)
+
+
+def _stop(error: ProgramError | None) -> str:
+    if error is None:
+        return "no error"
+    whole = error.fault in (Fault.DEADLOCK, Fault.TOKEN_LEFTOVER, Fault.TOKEN_OVERFLOW)
+    return error.fault.name if whole else f"{error.fault.name} at {error.queue} pc {error.pc}"

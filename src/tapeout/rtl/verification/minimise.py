@@ -1,0 +1,67 @@
+"""A failing program made small: fewer blocks, then single instructions replaced by nothing."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from tapeout.isa import seq
+from tapeout.isa.instruction import HEADER, Instruction
+from tapeout.isa.program import Program
+
+from .programs import Case
+
+
+def fewest_blocks(fails: Callable[[int], bool], blocks: int) -> int:
+    """The least number of blocks whose program fails.
+
+    A program begins like a longer one of the same seed.
+    """
+    low, high = 0, blocks  # none of `low` fails, `high` does
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fails(middle) else (middle, high)
+    return high
+
+
+def minimised(case: Case, fails: Callable[[Case], bool]) -> Case:
+    """The case with as many instructions as possible replaced by `seq.nop` or left out.
+
+    A replaced instruction keeps its waits and posts, so order among queues stays.
+    """
+    streams = {queue: list(stream) for queue, stream in case.program.streams.items()}
+    size = max(map(len, streams.values()), default=0)
+    while size:
+        for queue, stream in streams.items():
+            for start in range(0, len(stream), size):
+                trial = _without(stream, start, start + size)
+                if trial != stream and fails(_with(case, {**streams, queue: trial})):
+                    streams[queue] = stream = trial
+        size //= 2
+    for queue in list(streams):
+        at = 0
+        while at < len(streams[queue]):
+            trial = streams[queue][:at] + streams[queue][at + 1 :]
+            if _is_idle(streams[queue][at]) and fails(_with(case, {**streams, queue: trial})):
+                streams[queue] = trial
+            else:
+                at += 1
+    return _with(case, streams)
+
+
+def _without(stream: Sequence[Instruction], start: int, end: int) -> list[Instruction]:
+    return [
+        _nop(i) if start <= at < end and not isinstance(i, seq.Halt | seq.Loop | seq.Nop) else i
+        for at, i in enumerate(stream)
+    ]
+
+
+def _nop(instruction: Instruction) -> Instruction:
+    return seq.Nop(**{name: getattr(instruction, name) for name in HEADER})
+
+
+def _is_idle(instruction: Instruction) -> bool:
+    return isinstance(instruction, seq.Nop) and not instruction.waits and not instruction.posts
+
+
+def _with(case: Case, streams: dict[str, list[Instruction]]) -> Case:
+    program = Program(case.program.chip, streams, case.program.segments)
+    return dataclasses.replace(case, program=program)
