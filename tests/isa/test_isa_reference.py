@@ -39,5 +39,5 @@ def test_pages(tmp_path: Path) -> None:
         assert fault == Fault.NONE or f"`{fault.name.lower()}`" in text
     for part in ("Syntax", "Encoding", "Operation", "Timing", "Errors", "Example"):
         assert text.count(f"\n### {part}\n") == len(REGISTRY)
-    assert "occupancy = `max(i.rows, chip.mxu.accumulate_cycles)` cycles" in text
+    assert "occupancy = `max(i.outer * i.rows, chip.mxu.accumulate_cycles)` cycles" in text
     assert "| 64 to 88 | `src` |" in text

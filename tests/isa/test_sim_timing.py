@@ -73,11 +73,11 @@ def test_loads_run_under_passes() -> None:
       seq.halt
     """)
     assert cycles["mxu"] == [
-        (0, 6),  # occupancy 4, latency 6
+        (0, 20),  # occupancy 4; row 7 is read up to 7 * 2 cycles later
         (4, 4 + 27),
         (5, 32),  # retires in order: a cycle after the pass
         (9, 9 + 33),
-        (10, 43),
+        (10, 43),  # two rows take the port as long as eight
         (18, 44),  # the stream port was taken for 9 rows: 18 + 25 = 43, a cycle after the load
         (22, 47),  # and for 4 cycles at least
         (47, 48),
@@ -85,16 +85,32 @@ def test_loads_run_under_passes() -> None:
 
 
 def test_transposed_and_strided_loads() -> None:
-    """One source row a cycle transposed; a stride of 4 meets one of 4 banks, 2 two of them."""
-    _, cycles = run("""
+    """Four source rows a cycle transposed; a stride of 4 meets one of 4 banks, 2 two of them."""
+    text = """
     .queue mxu
       mxu.load src=0 k=8 n=5 transposed
-      mxu.load src=0 k=8 n=8 stride=4
-      mxu.load src=0 k=8 n=8 stride=2
+      mxu.load src=0 k=8 n=8 stride=4 transposed
+      mxu.load src=0 k=8 n=8 stride=2 transposed
       mxu.unload dst=0
       seq.halt
+    """
+    _, cycles = run(text, load("tiny", ["mxu.load_rows_per_cycle_transposed=4"]))
+    assert issues(cycles, "mxu") == [0, 2, 10, 14, 14 + 32]
+
+
+@pytest.mark.parametrize(
+    ("dst", "accumulate", "issue"), [(0, "add", 10), (5, "write", 10), (5, "add", 13)]
+)
+def test_sums_settle_before_rows_ahead_are_added_to(dst: int, accumulate: str, issue: int) -> None:
+    """The last row of the first pass is summed by cycle 4 + 5 + 4; the other pass starts with it."""
+    _, cycles = run(f"""
+    .queue mxu
+      mxu.load src=0 k=8 n=8
+      mxu.matmul src=256 rows=6 dst=0
+      mxu.matmul src=256 rows=2 dst={dst} accumulate={accumulate}
+      seq.halt
     """)
-    assert issues(cycles, "mxu") == [0, 5, 13, 17, 17 + 32]
+    assert issues(cycles, "mxu")[:3] == [0, 4, issue]
 
 
 def test_vector_rates() -> None:
@@ -131,8 +147,8 @@ def test_tokens_take_their_latency_after_retirement() -> None:
       seq.halt
     """)
     matmul, use = cycles["mxu"][1], cycles["vpu"][1]
-    assert matmul == (1, 1 + 224)
-    assert use[0] == 225 + 2
+    assert matmul == (4, 4 + 224)
+    assert use[0] == 228 + 2
     assert result.queues["vpu"].stalls["token mxu"] == use[0] - cycles["vpu"][0][0] - 1
     assert result.trace is not None
     assert result.cycles == int(result.trace.issue.max()) + 1

@@ -76,6 +76,7 @@ class TimedRun:
         self.tokens: dict[tuple[int, int, int], deque[int]] = {}
         self.requests: list[tuple] = []
         self.serial = 0
+        self.settled = self.last_dst = 0
         self.load_free = self.load_done = self.stream_free = self.after_stream = self.vpu_free = 0
         self.shadow = False
 
@@ -240,6 +241,14 @@ class TimedRun:
         if isinstance(instruction, mxu.Load):
             return cycle >= max(self.load_free, self.after_stream)
         if isinstance(instruction, mxu.Matmul | mxu.Unload):
+            if isinstance(instruction, mxu.Matmul) and cycle < self.settled:
+                queue = self.run.queues[number]
+                first = not queue.loops or queue.loops[-1].iteration == 0
+                adds = instruction.accumulate == mxu.Accumulate.ADD or (
+                    instruction.accumulate == mxu.Accumulate.ADD_NOT_FIRST and not first
+                )
+                if adds and Resolved(instruction, queue.registers).dst > self.last_dst:
+                    return False
             return cycle >= max(self.stream_free, self.load_done if self.shadow else 0)
         if isinstance(instruction, vpu.Map):
             return cycle >= self.vpu_free
@@ -297,6 +306,9 @@ class TimedRun:
                 self.vpu_free = cycle + occupancy
             else:
                 self.stream_free, self.after_stream = cycle + occupancy, cycle + 1
+                rows = i.outer * i.rows if isinstance(instruction, mxu.Matmul) else chip.mxu.rows
+                self.settled = cycle + rows + chip.mxu.accumulate_cycles - 1
+                self.last_dst = i.dst
                 self.shadow = False
         elif isinstance(instruction, dma.Load | dma.Store):
             q.store = isinstance(instruction, dma.Store)

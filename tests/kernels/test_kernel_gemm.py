@@ -71,7 +71,7 @@ def test_products_in_runs_of_tiles(depth: int, width: int, accumulate: bool):
     a, b = bf16(normal(1, m, depth)), bf16(normal(2, depth, width))
     trial = Trial(chip)
     moving = trial.load("a", a)
-    weights = trial.load("b", b, avoid=(moving,))
+    weights = trial.load("b", b, avoid=(moving,), stationary=True)
     acc = trial.k.tensor(Kind.ACC, m, width)
     if accumulate:
         ops.matmul(trial.k, acc, moving, weights)

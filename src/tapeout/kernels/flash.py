@@ -116,8 +116,8 @@ def choose(chip: Chip, seq: Sequence, stripes: int) -> Plan:
         free = chip.acc.stripes - 2 * ceil_div(rows, per_acc) - values
         outputs = min(2, free // values)
         fixed = 2 * ceil_div(rows * dk, per_spm) + 2 * ceil_div(rows, per_spm)
-        ring = stripes - fixed - ceil_div(rows * dv, per_spm)
-        keys = min(2 * tall, per_spm // (dk + dv), STRIDE_MAX) // tall * tall
+        ring = (stripes - fixed - ceil_div(rows * dv, per_spm)) // 2  # keys and values apart
+        keys = min(2 * tall, per_spm // max(dk, dv), STRIDE_MAX) // tall * tall
         if outputs < 1 or ring < 2 or keys < tall:
             continue
         count = ceil_div(seq.tokens, rows)  # blocks of about equal size
@@ -180,8 +180,9 @@ class _Flash:
         self.queries = self._tensors(Kind.SPM_BF16, rows, self.dk * self.lanes, 2)
         self.p = self._tensors(Kind.SPM_BF16, rows, self.lanes, 2)
         (self.out,) = self._tensors(Kind.SPM_BF16, rows, tiles, 1)
-        both = (self.dk + self.dv) * self.lanes
-        self.slots = self._tensors(Kind.SPM_BF16, plan.keys, both, plan.slots)
+        # Loads of keys are transposed, of values straight: a stripe serves one kind at a time.
+        self.keys = self._tensors(Kind.SPM_BF16, plan.keys, self.dk * self.lanes, plan.slots)
+        self.values = self._tensors(Kind.SPM_BF16, plan.keys, tiles, plan.slots)
         self.s = self._tensors(Kind.ACC, rows, self.lanes, 2)
         (self.t,) = self._tensors(Kind.ACC, rows, tiles, 1)
         self.o = self._tensors(Kind.ACC, rows, tiles, plan.outputs)
@@ -215,12 +216,12 @@ class _Flash:
             if step.first:
                 block += 1
                 self._load_queries(step, block)
-            slot = self._chunk(step)
-            self._scores(u, step, block, slot)
+            keys, values = self._chunk(step)
+            self._scores(u, step, block, keys)
             self._softmax(u, step)
             if before is not None:
                 self._values(*before)
-            before = u, step, slot, block
+            before = u, step, values, block
         assert before is not None
         self._values(*before)
 
@@ -249,32 +250,34 @@ class _Flash:
     def _row(self, hbm: HbmTensor, step: _Step) -> int:
         return hbm.offset + step.head * self.seq.head_bytes + 2 * step.start * self.seq.head_dim
 
-    def _chunk(self, step: _Step) -> Tensor:
-        """The slot with the step's keys and values, loaded unless they are there."""
+    def _chunk(self, step: _Step) -> tuple[Tensor, Tensor]:
+        """The slots with the step's keys and its values, loaded unless they are there."""
         d, size = self.seq.head_dim, self.plan.keys
         key = step.key // size * size
         first = step.head // self.seq.group * self.seq.tokens + key
         for number, row in self.held.items():
             if row == first:
-                return self.slots[number]
-        number = self.turn % len(self.slots)
+                return self.keys[number], self.values[number]
+        number = self.turn % len(self.keys)
         self.turn += 1
         self.held[number] = first
-        slot = self.slots[number]
-        for hbm, at, tile in ((self.k_hbm, 0, self.tall), (self.v_hbm, self.dk, self.lanes)):
+        slot = self.keys[number], self.values[number]
+        for part, hbm, tile in zip(
+            slot, (self.k_hbm, self.v_hbm), (self.tall, self.lanes), strict=True
+        ):
             src = replace(hbm, offset=hbm.offset + 2 * first * d)
-            part = replace(slot.tile(at), rows=min(size, self.seq.tokens - key))
-            load_rows(self.k, part, src, d, tile, 2 * d, queue=self.k.weights_queue)
+            rows = replace(part, rows=min(size, self.seq.tokens - key))
+            load_rows(self.k, rows, src, d, tile, 2 * d, queue=self.k.weights_queue)
         return slot
 
     # --- one step ---------------------------------------------------------------------------------
 
-    def _scores(self, u: int, step: _Step, block: int, slot: Tensor) -> None:
+    def _scores(self, u: int, step: _Step, block: int, keys: Tensor) -> None:
         """s = q K^T."""
         k, d = self.k, self.seq.head_dim
         q = self.queries[block % 2].rows_from(step.trim, step.moving)
         s = self.s[u % 2].rows_from(step.trim, step.moving)
-        tile = slot.rows_from(step.key % self.plan.keys, step.keys)
+        tile = keys.rows_from(step.key % self.plan.keys, step.keys)
         for i in range(self.dk):
             depth = min(self.tall, d - i * self.tall)
             ops.load_stationary(k, tile, i, depth, step.keys, transposed=True)
@@ -305,16 +308,16 @@ class _Flash:
         """The packed statistics of the queries that move; `trim` is a multiple of lanes."""
         return replace(t, base=t.base + step.trim // self.lanes, width=step.moving)
 
-    def _values(self, u: int, step: _Step, slot: Tensor, block: int) -> None:
+    def _values(self, u: int, step: _Step, values: Tensor, block: int) -> None:
         """t = p V, then o and l; after the block's last tile, the result."""
         k, d = self.k, self.seq.head_dim
         p = self.p[u % 2].rows_from(step.trim, step.moving)
         o = self.o[block % len(self.o)].rows_from(step.trim, step.moving)
         into = o if step.first else self.t.rows_from(step.trim, step.moving)
-        tile = slot.rows_from(step.key % self.plan.keys, step.keys)
+        tile = values.rows_from(step.key % self.plan.keys, step.keys)
         for i in range(self.dv):
             width = min(self.lanes, d - i * self.lanes)
-            ops.load_stationary(k, tile, self.dk + i, step.keys, width)
+            ops.load_stationary(k, tile, i, step.keys, width)
             ops.stream(k, into.tile(i), p)
         total, sums = self._stat(self.total, step), self._stat(self.sums[u % 2], step)
         if step.first:

@@ -175,16 +175,18 @@ class _Gemm:
         tall_tiles = ceil_div(plan.depth, self.tall)
         self.outs = self._ring(kind, plan.rows, width, 2)
         self.moving = self._ring(Kind.SPM_BF16, plan.rows, tall_tiles * self.lanes, plan.slots)
-        self.stationary = self._ring(Kind.SPM_BF16, plan.depth, width, plan.slots)
+        self.stationary = self._ring(Kind.SPM_BF16, plan.depth, width, plan.slots, stationary=True)
         self.sums = self._ring(Kind.ACC, plan.rows, width, 2)
         self.held: dict[str, tuple[tuple[int, int], Tensor]] = {}
         self.turn = {"a": 0, "b": 0}
 
-    def _ring(self, kind: Kind, rows: int, width: int, slots: int) -> list[Tensor]:
+    def _ring(
+        self, kind: Kind, rows: int, width: int, slots: int, *, stationary: bool = False
+    ) -> list[Tensor]:
         """Tensors in stripes of their own, apart from all others."""
         ring = []
         for _ in range(slots):
-            ring.append(self.k.tensor(kind, rows, width, avoid=self.taken))
+            ring.append(self.k.tensor(kind, rows, width, avoid=self.taken, stationary=stationary))
             self.taken = (*self.taken, ring[-1])
         return ring
 

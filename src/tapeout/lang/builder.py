@@ -180,12 +180,17 @@ class Builder:
         width: int,
         *,
         avoid: tuple[Tensor, ...] = (),
+        stationary: bool = False,
     ) -> Tensor:
-        """A new on-chip tensor [rows, width], in stripes not used by the tensors to avoid."""
+        """A new on-chip tensor [rows, width], in stripes not used by the tensors to avoid.
+
+        With `stationary`, each of its tiles can be loaded straight into the array.
+        """
         lanes = self.chip.lanes
         tiles = -(-width // lanes)
         depth = 2 if kind == Kind.SPM_FP32 else 1
-        total = tiles * rows * depth
+        tile_stride = self.stationary_rows(rows) if stationary else rows * depth
+        total = tiles * tile_stride
         name = MEMORIES[kind]
         if kind == Kind.VMEM:
             base, _ = self.places.vmem.allocate(-(-total // VMEM_BLOCK) * VMEM_BLOCK)
@@ -194,12 +199,17 @@ class Builder:
         else:
             shun = frozenset(r[1] for t in avoid for r in t.resources if r[0] == name)
             place = self.places.spm if name == "spm" else self.places.acc
-            base, _ = place.allocate(total, 2 if depth == 2 else 1, shun)
+            base, _ = place.allocate(total, shun)
             resources = self._stripes(name, base, total)
         return Tensor(
-            kind=kind, base=base, rows=rows, width=width, tile_stride=rows * depth,
+            kind=kind, base=base, rows=rows, width=width, tile_stride=tile_stride,
             row_stride=depth, lanes=lanes, resources=resources,
         )  # fmt: skip
+
+    def stationary_rows(self, rows: int) -> int:
+        """Rows of spm from one tile of stationary weights to the next."""
+        banks = self.chip.spm.banks_per_stripe
+        return -(-rows // banks) * banks
 
     def packed(self, count: int, rows: int = 1) -> Tensor:
         """`rows` vectors of `count` fp32 in vmem, lanes side by side: statistics of moving rows."""
@@ -243,7 +253,7 @@ class Builder:
     def free(self, *tensors: Tensor) -> None:
         """Gives back tensors made by `tensor` (not views of them)."""
         for t in tensors:
-            total = t.tiles * t.rows * t.depth
+            total = t.tiles * t.tile_stride
             if t.memory == "vmem":
                 total = -(-total // VMEM_BLOCK) * VMEM_BLOCK
             getattr(self.places, t.memory).free(t.base, total)

@@ -13,23 +13,25 @@ class StripeAllocator:
     Sharing a stripe is correct (accesses are then ordered by tokens) but costs overlap.
     """
 
-    def __init__(self, memory: str, stripes: range, rows_per_stripe: int) -> None:
+    def __init__(self, memory: str, stripes: range, rows_per_stripe: int, align: int = 1) -> None:
         self.memory, self.stripes, self.rows_per_stripe = memory, stripes, rows_per_stripe
+        self.align = align  # places begin at multiples of it
         self.used: dict[int, list[tuple[int, int]]] = {s: [] for s in stripes}
         self.age = dict.fromkeys(stripes, 0)  # when a stripe was last given back: oldest first
         self.clock = 0
 
-    def _gap(self, stripe: int, rows: int, align: int) -> int | None:
+    def _gap(self, stripe: int, rows: int) -> int | None:
         at = 0
         for low, high in sorted(self.used[stripe]):
             if low - at >= rows:
                 return at
-            at = -(-high // align) * align
+            at = self._aligned(high)
         return at if self.rows_per_stripe - at >= rows else None
 
-    def allocate(
-        self, rows: int, align: int = 1, avoid: frozenset = frozenset()
-    ) -> tuple[int, int]:
+    def _aligned(self, row: int) -> int:
+        return -(-row // self.align) * self.align
+
+    def allocate(self, rows: int, avoid: frozenset = frozenset()) -> tuple[int, int]:
         """(first row, stripes taken). Raises ChipTooSmall."""
         if rows > self.rows_per_stripe:
             return self._allocate_whole(rows, avoid)
@@ -38,7 +40,7 @@ class StripeAllocator:
             key=lambda s: (sum(h - low for low, h in self.used[s]), self.age[s], s),
         )
         for stripe in order:
-            at = self._gap(stripe, rows, align)
+            at = self._gap(stripe, rows)
             if at is not None:
                 self.used[stripe].append((at, at + rows))
                 return stripe * self.rows_per_stripe + at, 1
@@ -67,7 +69,7 @@ class StripeAllocator:
         ]
         spans = [s for s in spans if all(x in self.used and x not in avoid for x in s)]
         for span in sorted(spans, key=lambda span: sum(h for s in span for _, h in self.used[s])):
-            at = max((high for s in span for _, high in self.used[s]), default=0)
+            at = self._aligned(max((high for s in span for _, high in self.used[s]), default=0))
             if at + rows <= self.rows_per_stripe:
                 for s in span:
                     self.used[s].append((at, at + rows))
@@ -102,6 +104,9 @@ class Places:
     def __init__(self, chip: Chip, ring_stripes: int) -> None:
         spm, acc = chip.spm, chip.acc
         self.ring = range(spm.stripes - ring_stripes, spm.stripes)
-        self.spm = StripeAllocator("spm", range(spm.stripes - ring_stripes), spm.rows_per_stripe)
+        self.spm = StripeAllocator(
+            "spm", range(spm.stripes - ring_stripes), spm.rows_per_stripe,
+            max(2, spm.banks_per_stripe),  # pairs of rows, rows of a stationary load
+        )  # fmt: skip
         self.acc = StripeAllocator("acc", range(acc.stripes), acc.rows_per_stripe)
         self.vmem = StripeAllocator("vmem", range(1), chip.vmem.rows)

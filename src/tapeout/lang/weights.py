@@ -1,6 +1,6 @@
 """Weights that stream from HBM through a ring of spm stripes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tapeout.isa import Kind, dma
 
@@ -55,12 +55,12 @@ class WeightRing:
 
     def columns(self, matrix: Matrix) -> int:
         """Column tiles of the matrix that fit one slot."""
-        if matrix.k > self.k.chip.spm.rows_per_stripe:
+        if self.k.stationary_rows(matrix.k) > self.k.chip.spm.rows_per_stripe:
             raise ChipTooSmall(
                 f"a column of {matrix.name} has {matrix.k} rows, a stripe of spm "
                 f"{self.k.chip.spm.rows_per_stripe}: raise spm.rows_per_bank or banks_per_stripe"
             )
-        return max(1, self.slot_rows // matrix.k)
+        return max(1, self.slot_rows // self.k.stationary_rows(matrix.k))
 
     def fetch(self, matrix: Matrix, first: int, count: int) -> Tensor:
         """Column tiles [first, first + count) in the ring: spm tensor [K, width]."""
@@ -68,14 +68,22 @@ class WeightRing:
         stripe = self.stripes[self.next]
         self.next = (self.next + 1) % len(self.stripes)
         width = min(matrix.n - first * lanes, count * lanes)
+        step = k.stationary_rows(matrix.k)
         tensor = Tensor(
             kind=Kind.SPM_BF16, base=stripe * k.chip.spm.rows_per_stripe, rows=matrix.k,
-            width=width, tile_stride=matrix.k, row_stride=1, lanes=lanes,
+            width=width, tile_stride=step, row_stride=1, lanes=lanes,
             resources=frozenset({("spm", stripe)}),
         )  # fmt: skip
         tile = matrix.tile_bytes(lanes)
         full, rest = divmod(width, lanes)
-        if full:  # the full tiles are one run of rows
+        if full and step != matrix.k:
+            run = replace(tensor, width=full * lanes)
+            src = matrix.hbm.slice(first * tile, full * tile)
+            ops.load(
+                k, run, src, queue=k.weights_queue, format=matrix.format,
+                row_bytes=matrix.format.format.bytes_for(1, lanes), tile_bytes=tile,
+            )  # fmt: skip
+        elif full:  # the full tiles are one run of rows
             run = Tensor(
                 kind=Kind.SPM_BF16, base=tensor.base, rows=full * matrix.k, width=lanes,
                 tile_stride=0, row_stride=1, lanes=lanes, resources=tensor.resources,
@@ -85,7 +93,7 @@ class WeightRing:
         if rest:
             src = matrix.hbm.slice((first + full) * tile, 0)
             tail = Tensor(
-                kind=Kind.SPM_BF16, base=tensor.base + full * matrix.k, rows=matrix.k, width=rest,
+                kind=Kind.SPM_BF16, base=tensor.base + full * step, rows=matrix.k, width=rest,
                 tile_stride=0, row_stride=1, lanes=lanes, resources=tensor.resources,
             )  # fmt: skip
             ops.load(k, tail, src, queue=k.weights_queue, format=matrix.format)

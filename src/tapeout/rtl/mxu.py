@@ -122,6 +122,19 @@ class MatrixUnit(wiring.Component):
             load_cycles.eq(Mux(self.load.transposed, transposed.cycles, straight.slots)),
             pass_cycles.eq(Mux(rows > least, rows, least)),
         ]
+        adds, unsettled = Signal(), Signal()
+        accumulate = Array(
+            {
+                mxu.Accumulate.WRITE: C(0, 1),
+                mxu.Accumulate.ADD: C(1, 1),
+                mxu.Accumulate.ADD_NOT_FIRST: ~self.first_iteration,
+            }[mode]
+            for mode in mxu.Accumulate
+        )[self.matmul.accumulate]
+        m.d.comb += [
+            adds.eq(accumulate & ~is_unload),
+            unsettled.eq(self._unsettled(m, starts_pass, is_unload, rows) & adds),
+        ]
         load_left = self._port(m, "load_left", starts_load, load_cycles)
         pass_left = self._port(m, "pass_left", starts_pass, pass_cycles)
         wave = (self.load.k - 1)[: len(k)] * self.chip.mxu.adder_stages
@@ -130,7 +143,7 @@ class MatrixUnit(wiring.Component):
                 Mux(
                     is_load,
                     load_left == 0,
-                    (pass_left == 0) & (~has_shadow | (load_left == 0)),
+                    (pass_left == 0) & (~has_shadow | (load_left == 0)) & ~unsettled,
                 )
             ),
             self.latency.eq(
@@ -147,7 +160,7 @@ class MatrixUnit(wiring.Component):
             self._judge_unload(m, has_shadow | has_active, k)
         with m.Else():
             self._judge_matmul(m, has_shadow | has_active, total)
-        self._passes(m, starts_pass, is_unload, has_shadow, k, n, total, accumulator)
+        self._passes(m, starts_pass, is_unload, has_shadow, k, n, total, adds, accumulator)
         return m
 
     def _port(self, m: Module, name: str, starts: Value, cycles: Value) -> Signal:
@@ -158,6 +171,17 @@ class MatrixUnit(wiring.Component):
         with m.Elif(left != 0):
             m.d.sync += left.eq(left - 1)
         return left
+
+    def _unsettled(self, m: Module, starts: Value, is_unload: Value, rows: Value) -> Value:
+        """Whether a pass that adds might read a row whose sum the last pass has not written yet.
+
+        Rows in step with the last pass's, or behind them, come when their sums are there.
+        """
+        left = self._port(m, "settling", starts, rows + (self.chip.mxu.accumulate_cycles - 1))
+        last_dst = Signal(signed(SUM_BITS))
+        with m.If(starts):
+            m.d.sync += last_dst.eq(Mux(is_unload, self.unload.dst, self.matmul.dst))
+        return (left != 0) & (self.matmul.dst > last_dst)
 
     # --- what is refused ---
 
@@ -204,7 +228,7 @@ class MatrixUnit(wiring.Component):
 
     def _passes(
         self, m: Module, starts: Value, is_unload: Value, swaps: Value, k: Value, n: Value,
-        total: Value, accumulator: Accumulator,
+        total: Value, accumulates: Value, accumulator: Accumulator,
     ) -> None:  # fmt: skip
         """Walks over the moving rows of a pass, one a cycle from the cycle after its issue on."""
         chip, it = self.chip, self.matmul
@@ -227,17 +251,9 @@ class MatrixUnit(wiring.Component):
                 ]  # fmt: skip
             with m.Else():
                 m.d.sync += [inner_left.eq(inner_left - 1), source.eq(source + stride)]
-        accumulate = Array(
-            {
-                mxu.Accumulate.WRITE: C(0, 1),
-                mxu.Accumulate.ADD: C(1, 1),
-                mxu.Accumulate.ADD_NOT_FIRST: ~self.first_iteration,
-            }[mode]
-            for mode in mxu.Accumulate
-        )[it.accumulate]
         with m.If(starts):
             m.d.sync += [
-                unloads.eq(is_unload), swap.eq(swaps), adds.eq(accumulate & ~is_unload),
+                unloads.eq(is_unload), swap.eq(swaps), adds.eq(accumulates),
                 left.eq(Mux(is_unload, k, total)),
                 inner_left.eq(it.rows), rows.eq(it.rows),
                 source.eq(it.src), outer_source.eq(it.src),

@@ -15,10 +15,9 @@ def with_fault(case: Case, seed: int) -> Case:
     queue = rng.choice(sorted(streams))
     raw = bytearray(case.program.encode(queue))
     word = rng.randrange(len(raw) * 8 // WORD_BITS)
-    # Where the header or the body has fields; most bits above are reserved and would all fault alike.
-    bit = word * WORD_BITS + rng.choice(
-        [rng.randrange(64), rng.randrange(64, 200), rng.randrange(WORD_BITS)]
-    )
+    # Mostly where fields are: the bits above are reserved, and would all be refused alike.
+    first, last = rng.choice([(0, 64), (64, 200), (0, WORD_BITS)])
+    bit = word * WORD_BITS + rng.randrange(first, last)
     raw[bit // 8] ^= 1 << bit % 8
     streams[queue] = Words(bytes(raw))
     program = Program(case.program.chip, streams, case.program.segments)

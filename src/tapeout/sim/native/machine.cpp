@@ -202,7 +202,8 @@ void Machine::start(const LoadedProgram& program) {
     tile.k = tile.n = 0;
   }
   active_ = 0;
-  load_free_ = load_done_ = stream_free_ = after_stream_ = vpu_free_ = 0;
+  load_free_ = load_done_ = stream_free_ = after_stream_ = vpu_free_ = settled_ = 0;
+  last_dst_ = 0;
   keys_.assign(size_t(3 * queue_count_), kUnknown);
   others_changed_ = true;
   runnable_ = 0;

@@ -80,6 +80,8 @@ class Machine {
   bool issue(Queue& q, const isa::Instr& ins, uint64_t t, uint32_t posts);
   void next_pc(Queue& q, int64_t to, uint64_t cycle);
   bool holds(const Queue& q, isa::When when) const;
+  uint64_t stream_port(const Queue& q, const isa::Instr& ins) const;
+  void start_pass(Queue& q, uint64_t t, int64_t occupancy, int64_t rows, int64_t dst);
   void retire(Queue& q, uint64_t earliest, uint32_t posts, uint32_t event);
   void retire_known(Queue& q, uint64_t earliest, uint32_t posts, bool takes_place,
                     const uint64_t* clock, uint32_t event);
@@ -177,6 +179,8 @@ class Machine {
   Tile tiles_[2];
   int active_ = 0;  // the other tile is the shadow
   uint64_t load_free_ = 0, load_done_ = 0, stream_free_ = 0, after_stream_ = 0, vpu_free_ = 0;
+  uint64_t settled_ = 0;  // a sum of the last pass's last row may be read
+  int64_t last_dst_ = 0;  // of the last pass
 
   // scratch of executions
   std::vector<float> scratch_, totals_, parts_;

@@ -82,6 +82,27 @@ void Machine::illegal(const Queue& q) const {
   }
 }
 
+// From when on a pass may issue as far as the array goes.
+uint64_t Machine::stream_port(const Queue& q, const isa::Instr& ins) const {
+  const uint64_t port = std::max(stream_free_, tiles_[active_ ^ 1].loaded ? load_done_ : 0);
+  const auto* const pass = std::get_if<isa::MxuMatmul>(&ins.body);
+  if (pass == nullptr || isa::Accumulate(pass->accumulate) == isa::Accumulate::WRITE) return port;
+  if (isa::Accumulate(pass->accumulate) == isa::Accumulate::ADD_NOT_FIRST &&
+      (q.depth == 0 || q.loops[q.depth - 1].iteration == 0))
+    return port;
+  // Rows in step with the last pass's, or behind them, come when their sums are there.
+  const bool ahead = pass->dst.imm + q.registers[pass->dst.reg] > last_dst_;
+  return ahead ? std::max(port, settled_) : port;
+}
+
+void Machine::start_pass(Queue& q, uint64_t t, int64_t occupancy, int64_t rows, int64_t dst) {
+  stream_free_ = t + uint64_t(occupancy);
+  after_stream_ = t + 1;
+  settled_ = t + uint64_t(rows + chip_.mxu.accumulate_cycles - 1);
+  last_dst_ = dst;
+  q.counters.occupied += uint64_t(occupancy);
+}
+
 // Issues the instruction at the pc; false when the queue has to wait for what nobody knows yet.
 bool Machine::step(Queue& q) {
   const uint64_t fetched = q.pc < int64_t(q.stream->code.size()) ? word_ready(q) : 0;
@@ -118,7 +139,7 @@ bool Machine::step(Queue& q) {
     case Op::MxuLoad: port = std::max(load_free_, after_stream_); break;
     case Op::MxuMatmul:
     case Op::MxuUnload:
-      port = std::max(stream_free_, tiles_[active_ ^ 1].loaded ? load_done_ : 0);
+      port = stream_port(q, ins);
       break;
     case Op::VpuMap: port = vpu_free_; break;
     case Op::DmaLoad:
@@ -236,9 +257,7 @@ bool Machine::issue(Queue& q, const isa::Instr& ins, uint64_t t, uint32_t posts)
       const auto i = resolve(*std::get_if<isa::MxuMatmul>(&ins.body), r);
       exec_matmul(i, q.depth == 0 || q.loops[q.depth - 1].iteration == 0);
       const int64_t occupancy = isa::occupancy(chip_, i);
-      stream_free_ = t + uint64_t(occupancy);
-      after_stream_ = t + 1;
-      q.counters.occupied += uint64_t(occupancy);
+      start_pass(q, t, occupancy, i.outer * i.rows, i.dst);
       done = t + uint64_t(isa::latency(chip_, i, occupancy));
       break;
     }
@@ -246,9 +265,7 @@ bool Machine::issue(Queue& q, const isa::Instr& ins, uint64_t t, uint32_t posts)
       const auto i = resolve(*std::get_if<isa::MxuUnload>(&ins.body), r);
       exec_unload(i);
       const int64_t occupancy = isa::occupancy(chip_, i);
-      stream_free_ = t + uint64_t(occupancy);
-      after_stream_ = t + 1;
-      q.counters.occupied += uint64_t(occupancy);
+      start_pass(q, t, occupancy, chip_.mxu.rows, i.dst);
       done = t + uint64_t(isa::latency(chip_, i, occupancy));
       break;
     }
