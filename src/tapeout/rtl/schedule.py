@@ -3,21 +3,20 @@
 A micro-program's floating-point operations become steps, in program order, one for each slot of the
 function pipeline; a function of more steps than slots passes through several times. Between steps
 live only fp32 words in numbered registers: the operand (register 0) and results of steps. All else
-(bit fields, comparisons, tables) is written as an expression over these registers, worked out in the
-slot that needs it.
+(bit fields, comparisons, tables) is written as an expression over these registers, worked out in
+the slot that needs it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
 from tapeout.numerics.functions import Function, program
-from tapeout.numerics.micro import MicroProgram
+from tapeout.numerics.micro import FLOATING, MicroProgram
 
 # ("register", number), ("constant", bits), or (operation, immediate, table, argument, ...).
 Expression = tuple
 
-FLOATING = ("fma", "mul", "add", "sub")
 _SIGN = 0x80000000
 _ONE = ("constant", 0x3F800000)
 _MINUS_ZERO = ("constant", _SIGN)
@@ -76,9 +75,7 @@ def schedule_of(p: MicroProgram) -> Schedule:
         place = {v: r for v, r in place.items() if r in kept}
         place[value] = next(r for r in range(len(place) + 1) if r not in kept)
     before.append({v: r for v, r in place.items() if last_use.get(v, -1) >= len(order)})
-    steps = tuple(
-        _step(p, k, before[n], before[n + 1].get(k, 0)) for n, k in enumerate(order)
-    )
+    steps = tuple(_step(p, k, before[n], before[n + 1].get(k, 0)) for n, k in enumerate(order))
     return Schedule(
         steps=steps,
         result=_expression(p, len(p.operations) - 1, before[-1]),
@@ -117,8 +114,3 @@ def _step(p: MicroProgram, value: int, place: Mapping[int, int], register: int) 
     if op.name == "sub":
         return Step(x, _ONE, ("ixor", 0, "", y, ("constant", _SIGN)), register)
     return Step(x, y, rest[0], register)
-
-
-def passes_that_occur(slots: int, functions: Sequence[Function] = tuple(Function)) -> set[int]:
-    """The numbers of passes that functions take through that many slots."""
-    return {schedule(f).passes(slots) for f in functions}
