@@ -15,8 +15,8 @@ from tapeout.chip import Chip, load
 from tapeout.isa.forms import function_passes
 from tapeout.isa.vpu import Function
 from tapeout.numerics import arith, functions
+from tapeout.rtl.boxes import Boxes
 from tapeout.rtl.build import compiled
-from tapeout.rtl.emission import verilog_of
 from tapeout.rtl.functions import FUNCTION, FunctionPipeline, FunctionSequence
 
 CHIPS = ["tiny", "solo"]
@@ -55,8 +55,8 @@ class Lane:
         self.chip = load(name)
         path = compiled(
             f"function-{name}", "function", repr(dataclasses.asdict(self.chip.vpu)),
-            lambda: verilog_of(OneLane(self.chip), "function"),
-            [Path(tapeout.rtl.__file__).parent / "native" / "sequence.cpp"], {},
+            lambda: {"function.v": Boxes().convert(OneLane(self.chip), "function")},
+            [Path(tapeout.rtl.__file__).parent / "native" / "sequence.cpp"],
         )  # fmt: skip
         self.native = ctypes.CDLL(str(path))
         self.native.sequence_run.restype = ctypes.c_uint64

@@ -8,6 +8,7 @@ is made from `schedule`, so a new function needs nothing here.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 from amaranth.hdl import Array, C, Cat, Module, Mux, Shape, Signal, Value
 from amaranth.lib import wiring
@@ -50,6 +51,7 @@ class Slots:
         return len(self.steps[slot]).bit_length()
 
 
+@cache
 def slots_of(count: int) -> Slots:
     """All functions on `count` slots."""
     steps: list[dict[Step, int]] = [{} for _ in range(count)]
@@ -71,6 +73,12 @@ def slots_of(count: int) -> Slots:
     )
 
 
+def code_ports(chip: Chip) -> dict[str, wiring.Member]:
+    """`code_<slot>` of a lane: what each slot does with what is at it."""
+    slots = slots_of(chip.vpu.function_steps)
+    return {f"code_{n}": In(slots.code_bits(n)) for n in range(len(slots.steps))}
+
+
 class FunctionSequence(wiring.Component):
     """Controls the function pipelines of all lanes:
 
@@ -88,11 +96,16 @@ class FunctionSequence(wiring.Component):
         self.slots = slots_of(chip.vpu.function_steps)
         self.count = chip.vpu.function_steps
         self.turns = max(schedule_for(f).passes(self.count) for f in Function)
-        codes = {f"code_{s}": Out(self.slots.code_bits(s)) for s in range(self.count)}
+        codes = {name: port.flip() for name, port in code_ports(chip).items()}
         super().__init__(
-            {"enters": In(1), "function": In(FUNCTION), **codes, "ends": Out(1),
-             "result": Out(FUNCTION)}
-        )  # fmt: skip
+            {
+                "enters": In(1),
+                "function": In(FUNCTION),
+                **codes,
+                "ends": Out(1),
+                "result": Out(FUNCTION),
+            }
+        )
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -140,9 +153,14 @@ class FunctionPipeline(wiring.Component):
     def __init__(self, chip: Chip) -> None:
         self.chip = chip
         self.slots = slots_of(chip.vpu.function_steps)
-        codes = {f"code_{s}": In(self.slots.code_bits(s)) for s in range(len(self.slots.steps))}
         super().__init__(
-            {"enters": In(1), "x": In(32), **codes, "function": In(FUNCTION), "result": Out(32)}
+            {
+                "enters": In(1),
+                "x": In(32),
+                **code_ports(chip),
+                "function": In(FUNCTION),
+                "result": Out(32),
+            }
         )
 
     def elaborate(self, platform: object) -> Module:
