@@ -17,7 +17,7 @@ from tapeout.isa.vpu import Function
 from tapeout.numerics import arith, functions
 from tapeout.rtl.boxes import Boxes
 from tapeout.rtl.build import compiled
-from tapeout.rtl.functions import FUNCTION, FunctionPipeline, FunctionSequence
+from tapeout.rtl.functions import FUNCTION, FunctionPipeline, FunctionSequence, round_cycles
 
 CHIPS = ["tiny", "solo"]
 EDGES = [0.625, 0.25, 3.921875, 10.0, 88.0, 126.0, 127.0, 128.0, 2.0**17, 2.0**23, 1.0, 2.0, 87.3]
@@ -65,7 +65,7 @@ class Lane:
         """uint32 bits of the results."""
         passes = function_passes(function, self.chip.vpu.function_steps)
         got = np.zeros_like(x)
-        limit = len(x) * passes + (passes + 1) * self.chip.vpu.loop_cycles
+        limit = len(x) * passes + (passes + 1) * round_cycles(self.chip)
         ended = self.native.sequence_run(
             ctypes.c_uint32(function), ctypes.c_uint64(passes),
             ctypes.c_void_p(x.ctypes.data), ctypes.c_void_p(got.ctypes.data),

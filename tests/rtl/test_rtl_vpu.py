@@ -7,21 +7,37 @@ import pytest
 from vector_maps import Maps
 
 from tapeout.chip import Chip, load
-from tapeout.isa import Program, seq
+from tapeout.isa import Addr, Count, Kind, Operand, Program, seq
+from tapeout.isa.errors import ProgramError
 from tapeout.isa.instruction import Instruction, Resolved
 from tapeout.isa.interp import Core
 from tapeout.isa.memory import HbmMemory, Log
-from tapeout.isa.vpu import Combine, Combine2, Function, Map, Reduce
+from tapeout.isa.vpu import Combine, Combine2, Function, Map, Mask, Reduce
 from tapeout.rtl.target import Rtl
 from tapeout.sim import Sim
 
-HBM_BYTES = 1 << 20
-CHIPS = {"tiny": load("tiny")}
+HBM_BYTES = 1 << 24
+CHIPS = {
+    "tiny": load("tiny"),
+    "narrow": load(
+        "tiny",
+        ["mxu.rows=4", "vpu.sublanes=1", "vpu.adder_stages=3", "vpu.function_steps=3",
+         "spm.banks_per_stripe=2", "spm.rows_per_bank=128"],
+    ),
+    "wide": load(
+        "tiny",
+        ["mxu.rows=4", "vpu.sublanes=4", "vpu.adder_stages=2", "vpu.function_steps=5",
+         "spm.banks_per_stripe=2", "spm.rows_per_bank=128"],
+    ),
+}  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=CHIPS.values(), ids=CHIPS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=pytest.mark.slow if n == "wide" else ()) for n in CHIPS],
+)
 def chip(request: pytest.FixtureRequest) -> Chip:
-    return request.param
+    return CHIPS[request.param]
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +121,60 @@ def test_reductions(reduce: Reduce, target: Rtl) -> None:
     for _ in range(6):
         stream = [replace(maps.draw(reduce=reduce), drain=True) for _ in range(8)]
         check(target, maps.contents(), stream)
+
+
+def broken(maps: Maps) -> Map:
+    """A map with one or two fields that are wrong, most of the time."""
+    rng, chip = maps.rng, maps.chip
+    one = maps.draw()
+    high, beyond = max(chip.spm.rows, chip.vmem.rows, chip.acc.rows), (1 << 20) - 2
+    for _ in range(rng.choice([1, 1, 2])):
+        name = rng.choice(["a", "b", "c", "d", "dst"])
+        operand = getattr(one, name)
+        far = {"imm": rng.choice([chip.vmem.rows - 1, chip.acc.rows - 1, high - 1, high, beyond])}
+        far |= rng.choice([{}, {"tile_stride": 1 << 13}, {"row_stride": 1022}, {"reg": 1}])
+        changes: list[dict] = [
+            {"tiles": 0},
+            {"rows": Count(rng.choice([0, 65535]), rng.choice([0, 1, 2]))},
+            {"width": Count(3, 1)},
+            {"roll": chip.lanes},
+            {"xor": chip.lanes},
+            {"lane_begin": chip.lanes + 1},
+            {"lane_end": chip.lanes + 1},
+            {"reduce": rng.choice(list(Reduce)), "reduce_accumulate": rng.random() < 0.5},
+            {"reduce_dst": Addr(rng.choice([0, chip.vmem.rows - 1, chip.vmem.rows]), 1)},
+            {"mask": Mask.NOT_INDEX, "limit": rng.choice([-1, chip.vmem.rows - 1, chip.vmem.rows])},
+            {"combine": rng.choice(list(Combine))},
+            {"combine2": rng.choice(list(Combine2))},
+            {name: Operand()},
+            {name: Operand(Kind.ROW_SCALAR, 1)},
+            {name: Operand(Kind.IMMEDIATE)},
+            {name: Operand(rng.choice([Kind.SPM_FP32, Kind.SPM_BF16]), 3, 0, 2, 2)},
+        ]
+        if operand.kind not in (Kind.NONE, Kind.IMMEDIATE):
+            changes += [{name: replace(operand, **far)}] * 8
+        one = replace(one, **rng.choice(changes))
+    return one
+
+
+def outcome(target: Sim | Rtl, program: Program) -> tuple | None:
+    """(fault, queue, pc) of the error that a program ends with."""
+    try:
+        target.run(target.load(program, {}))
+    except ProgramError as error:
+        return error.fault, error.queue, error.pc
+    return None
+
+
+def test_faults_of_sim(target: Rtl) -> None:
+    chip, found = target.chip, set()
+    maps = Maps(0, chip)
+    sim = Sim(chip, checks=False, hbm_bytes=HBM_BYTES)
+    for _ in range(400):
+        one = broken(maps)
+        start = [seq.Set(dst=1, value=maps.rng.choice([0, -5, -70_000])), seq.Set(dst=2, value=1)]
+        program = Program(chip.name, {"vpu": [*start, one, seq.Halt()]})
+        expected = outcome(sim, program)
+        assert outcome(target, program) == expected, str(one)
+        found.add(expected[0] if expected else None)
+    assert found == {None, *Map.faults}

@@ -239,7 +239,7 @@ class Vpu(_Checked):
     """
 
     KEY: ClassVar[str] = "vpu"
-    DERIVED: ClassVar[tuple[str, ...]] = ("loop_cycles", "depth_cycles")
+    DERIVED: ClassVar[tuple[str, ...]] = ("depth_cycles",)
 
     sublanes: int
     adder_stages: int  # cycles of an fp32 add; a fused multiply-add takes one more
@@ -260,21 +260,6 @@ class Vpu(_Checked):
     def slot_cycles(self) -> int:
         """A slot of the function pipeline: forming operands, the product, the add."""
         return 2 + self.adder_stages
-
-    @property
-    def loop_cycles(self) -> int:
-        """From one pass through the function pipeline to the next.
-
-        Registers fill the slots' cycles up to a number prime to every number of passes that occurs:
-        rows that enter every `passes` cycles then never meet those that come round.
-        """
-        from tapeout.numerics.functions import Function, step_count
-
-        passes = {max(1, -(-step_count(f) // self.function_steps)) for f in Function}
-        cycles = self.function_steps * self.slot_cycles
-        while any(math.gcd(cycles, p) != 1 for p in passes):
-            cycles += 1
-        return cycles
 
     @property
     def depth_cycles(self) -> int:

@@ -1,6 +1,7 @@
 """Integer functions that closed forms of cycles may call; `tapeout.isa.native` has each in C++."""
 
 import math
+from functools import cache
 
 from tapeout.numerics import functions
 
@@ -33,6 +34,20 @@ def rows_per_cycle(kind: int, stride: int, sublanes: int, banks: int) -> int:
 def function_steps(function: int) -> int:
     """Floating-point operations of `isa.vpu.Function`: none, then the functions of numerics."""
     return functions.step_count(functions.Function(function - 1)) if function else 0
+
+
+@cache
+def loop_cycles(slots: int, adder_stages: int) -> int:
+    """From one pass through the vector unit's function pipeline to the next.
+
+    Registers fill the slots' 2 + adder_stages cycles up to a number prime to every number of passes
+    that occurs: rows that enter every `passes` cycles then never meet those that come round.
+    """
+    passes = {function_passes(1 + f, slots) for f in functions.Function}
+    cycles = slots * (2 + adder_stages)
+    while any(math.gcd(cycles, p) != 1 for p in passes):
+        cycles += 1
+    return cycles
 
 
 def function_passes(function: int, slots: int) -> int:

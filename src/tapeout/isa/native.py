@@ -42,7 +42,15 @@ def struct_name(cls: type[Instruction]) -> str:
 _BINARY = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*"}
 _COMPARE = {ast.Gt: ">", ast.Lt: "<", ast.GtE: ">=", ast.LtE: "<=", ast.Eq: "==", ast.NotEq: "!="}
 _FORMS = (forms.rows_per_cycle, forms.function_passes)  # translated, too
-_CALLS = {"max", "min", "ceil_div", "gcd", "function_steps", *(f.__name__ for f in _FORMS)}
+_CALLS = {
+    "max",
+    "min",
+    "ceil_div",
+    "gcd",
+    "function_steps",
+    "loop_cycles",
+    *(f.__name__ for f in _FORMS),
+}
 
 
 def _expression(node: ast.expr) -> str:
@@ -121,6 +129,14 @@ def _forms() -> Iterator[str]:
         yield f"inline int64_t {form.__name__}({arguments}) {{"
         yield from _body(form)
         yield "}"
+    yield "inline int64_t loop_cycles(int64_t slots, int64_t adder_stages) {"
+    yield "  for (int64_t cycles = slots * (2 + adder_stages);; ++cycles) {"
+    yield "    bool is_prime = true;"
+    yield "    for (const int64_t steps : kFunctionSteps)"
+    yield "      is_prime &= gcd(cycles, std::max<int64_t>(1, ceil_div(steps, slots))) == 1;"
+    yield "    if (is_prime) return cycles;"
+    yield "  }"
+    yield "}"
 
 
 # --- structs -------------------------------------------------------------------------------------

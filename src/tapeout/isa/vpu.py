@@ -14,7 +14,7 @@ import numpy as np
 from tapeout.numerics import arith, formats, functions, reduce
 
 from .fields import COUNT_MAX, REGISTER, Addr, Bits, Count, Kind, Operand, declare
-from .forms import ceil_div, function_passes, rows_per_cycle
+from .forms import ceil_div, function_passes, loop_cycles, rows_per_cycle
 from .instruction import Fault, HardwareError, Instruction
 
 
@@ -181,7 +181,10 @@ class Map(Instruction):
         joins = i.reduce != 0 and i.reduce != 4 and i.tiles > 1
         apart = ceil_div(chip.vpu.adder_stages, passes) if joins else 1
         steps = outer * max(ceil_div(inner, rows), apart)
-        return steps * passes + (passes - 1) * chip.vpu.loop_cycles
+        if passes == 1:
+            return steps
+        around = loop_cycles(chip.vpu.function_steps, chip.vpu.adder_stages)
+        return steps * passes + (passes - 1) * around
 
     @staticmethod
     def latency(chip, i, occupancy):

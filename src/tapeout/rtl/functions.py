@@ -15,6 +15,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from tapeout.chip import Chip
+from tapeout.isa.forms import loop_cycles
 from tapeout.isa.vpu import Function
 from tapeout.numerics import functions
 from tapeout.numerics.tables import TABLES
@@ -73,6 +74,11 @@ def slots_of(count: int) -> Slots:
     )
 
 
+def round_cycles(chip: Chip) -> int:
+    """From one pass through the slots to the next."""
+    return loop_cycles(chip.vpu.function_steps, chip.vpu.adder_stages)
+
+
 def code_ports(chip: Chip) -> dict[str, wiring.Member]:
     """`code_<slot>` of a lane: what each slot does with what is at it."""
     slots = slots_of(chip.vpu.function_steps)
@@ -83,7 +89,7 @@ class FunctionSequence(wiring.Component):
     """Controls the function pipelines of all lanes:
 
     What enters runs through the slots as often as its function takes, and ends. What enters while
-    something else comes round is lost: `enters` is for those who know `vpu.loop_cycles`.
+    something else comes round is lost: `enters` is for those who know `round_cycles`.
 
     Ports:
         enters, function: something is at the first slot in this cycle.
@@ -112,7 +118,7 @@ class FunctionSequence(wiring.Component):
         vpu = self.chip.vpu
         valid, function, turn = Signal(), Signal(FUNCTION), Signal(range(max(self.turns, 2)))
         is_last = Signal()
-        around = vpu.loop_cycles
+        around = round_cycles(self.chip)
         valids = ages(m, valid, around, "valid", resets=True)
         functions = ages(m, function, around, "function")
         turns = ages(m, turn, around, "turn")
@@ -171,7 +177,7 @@ class FunctionPipeline(wiring.Component):
         state[0] = Mux(self.enters, self.x, back[0])
         for slot in range(len(self.slots.steps)):
             state = self._slot(m, slot, state)
-        around = vpu.loop_cycles - vpu.function_steps * vpu.slot_cycles
+        around = round_cycles(self.chip) - vpu.function_steps * vpu.slot_cycles
         for r, value in state.items():
             m.d.comb += back[r].eq(delayed(m, value, around, f"round_{r}"))
 

@@ -15,7 +15,7 @@ from tapeout.isa.instruction import Fault
 from tapeout.isa.vpu import Combine, Combine2, Function, Mask, Reduce
 
 from .decode import any_of
-from .functions import schedule_for
+from .functions import round_cycles, schedule_for
 
 OPERANDS = ("a", "b", "c", "d")
 ROWS = (*OPERANDS, "dst")  # what addresses rows
@@ -77,7 +77,7 @@ class MapCost:
         turns = {f: schedule_for(f).passes(vpu.function_steps) for f in Function}
         self.passes = Signal(range(max(turns.values()) + 1))
         self.apart = Signal(range(vpu.adder_stages + 1))
-        around = Signal(range(max(turns.values()) * vpu.loop_cycles))
+        around = Signal(range(max(turns.values()) * round_cycles(chip)))
         joins = (i.reduce != Reduce.NONE) & (i.reduce != Reduce.ARGMAX) & (tiles > 1)
         with m.Switch(i.function):
             for f, p in turns.items():
@@ -85,7 +85,7 @@ class MapCost:
                     m.d.comb += [
                         self.passes.eq(p),
                         self.apart.eq(Mux(joins, -(-vpu.adder_stages // p), 1)),
-                        around.eq((p - 1) * vpu.loop_cycles),
+                        around.eq((p - 1) * round_cycles(chip)),
                     ]
         steps, full = Signal(17), Signal(17)
         self.occupancy = Signal(32)

@@ -15,7 +15,7 @@ from tapeout.isa.vpu import Map, Reduce
 
 from . import rows
 from .boxes import box
-from .functions import FunctionSequence
+from .functions import FunctionSequence, round_cycles
 from .lane import Lane
 from .map_rules import OPERANDS, map_fault
 from .memory import (
@@ -197,7 +197,7 @@ class VectorUnit(wiring.Component):
             {"tail": tail_layout(self.chip), "d": 32 * self.chip.lanes * vpu.sublanes}
         )
         # Steps between entry and end: those of one round, and of the stages before.
-        depth = 1 << (vpu.loop_cycles + vpu.slot_cycles + 2).bit_length()
+        depth = 1 << (round_cycles(self.chip) + vpu.slot_cycles + 2).bit_length()
         m.submodules.waiting = memory = Memory(shape=layout, depth=depth, init=[])
         write, read = memory.write_port(), memory.read_port()
         last, first = Signal(range(depth)), Signal(range(depth))
