@@ -2,7 +2,7 @@
 
 Chip `tiny`: an mxu.load of 8 rows takes 4 cycles (2 rows a cycle), a pass of up to 4 rows 4 cycles
 and 24 + rows until its last write (2 * 8 array rows, 1 column group, 4 to accumulate, 3); vpu: 2
-rows a cycle, 12 cycles deep, 6 more to reduce; tokens take 2 cycles; requests and responses 8 each.
+rows a cycle, 16 cycles deep, 5 more to reduce; tokens take 2 cycles; requests and responses 8 each.
 """
 
 import dataclasses
@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from tapeout.chip import Chip, load
+from tapeout.isa import Count, Kind, Operand, vpu
 from tapeout.isa.assembler import assemble
+from tapeout.isa.instruction import Resolved
 from tapeout.sim import RunResult, Sim, _native
 
 TINY = load("tiny")
@@ -125,14 +127,42 @@ def test_vector_rates() -> None:
       seq.halt
     """)
     assert cycles["vpu"] == [
-        (0, 15),  # ceil(5 / 2) groups
-        (3, 21),  # each group takes 2: both rows in one bank
-        (9, 23),  # 2 pairs of rows are in the 4 banks: 2 groups of 1
-        (11, 32),  # 3 tiles of 1 group, and 6 to reduce
-        (14, 33),  # along the tiles: ceil(5 / 2); retires in order
-        (33, 34),
-        (34, 35),
+        (0, 19),  # ceil(5 / 2) steps, and the depth of 16
+        (3, 24),  # a row a step: all in one bank
+        (8, 26),  # 2 pairs of rows are in the 4 banks: 2 steps
+        (10, 34),  # 3 tiles of 1 step, and 5 to reduce
+        (13, 35),  # along the tiles: ceil(5 / 2); retires in order
+        (35, 36),
+        (36, 37),
     ]
+
+
+def test_vector_rates_of_functions_and_accumulators() -> None:
+    _, cycles = run("""
+    .queue vpu
+      vpu.map rows=4 a=#1.0 function=tanh dst=vmem[8:0:1]
+      vpu.map rows=4 a=#1.0 function=abs dst=acc[0:0:2]
+      vpu.map rows=2 tiles=3 a=#1.0 reduce=argmax reduce_dst=30
+      seq.halt
+    """)
+    # 21 steps on 2 slots are 11 passes: 2 steps of rows, and ten rounds of 13 until the last pass.
+    tanh = 2 * 11 + 10 * 13
+    assert cycles["vpu"][:3] == [
+        (0, tanh + 16),
+        (tanh, tanh + 4 + 16),  # every other row of acc is in one bank of two
+        (tanh + 4, tanh + 4 + 4 + 16 + 5),  # along the tiles of one row after another
+    ]
+
+
+def test_sums_over_tiles_wait_for_the_adder() -> None:
+    """A row m comes back after adder_stages cycles at the earliest."""
+    solo = load("solo")
+    for reduce, cycles in ((vpu.Reduce.SUM, 2), (vpu.Reduce.MAX, 2), (vpu.Reduce.NONE, 1)):
+        one = vpu.Map(
+            tiles=5, rows=Count(2), a=Operand(Kind.IMMEDIATE), dst=Operand(Kind.VMEM, 0, 0, 2, 1),
+            reduce=reduce,
+        )  # fmt: skip
+        assert vpu.Map.occupancy(solo, Resolved(one, [0] * 32)) == 5 * cycles
 
 
 def test_tokens_take_their_latency_after_retirement() -> None:

@@ -40,6 +40,7 @@ class _Checked:
     """Checks types; every integer or float is positive unless its metadata says `zero_ok`."""
 
     KEY: ClassVar[str] = ""  # the part's dotted name in a chip file
+    DERIVED: ClassVar[tuple[str, ...]] = ()  # properties that closed forms of cycles use
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -169,8 +170,9 @@ class Spm(_Checked):
 
     def check(self) -> None:
         _require(
-            _is_power_of_two(self.banks_per_stripe),
-            f"spm.banks_per_stripe must be a power of two, not {self.banks_per_stripe}",
+            _is_power_of_two(self.banks_per_stripe) and self.banks_per_stripe >= 2,
+            f"spm.banks_per_stripe must be a power of two, two or more (the halves of an fp32 row "
+            f"lie in neighbouring banks), not {self.banks_per_stripe}",
         )
 
     @property
@@ -231,13 +233,43 @@ class Mxu(_Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Vpu(_Checked):
-    """Vector unit: lanes x sublanes of fp32."""
+    """Vector unit: lanes x sublanes of fp32.
+
+    Each lane is a pipeline: combine, the slots of the functions, combine with d, cast.
+    """
 
     KEY: ClassVar[str] = "vpu"
+    DERIVED: ClassVar[tuple[str, ...]] = ("depth_cycles",)
 
     sublanes: int
-    pipeline_cycles: int  # operand read to result write, the same for every chain
-    reduce_cycles: int  # further cycles until a reduction is written
+    adder_stages: int  # cycles of an fp32 add; a fused multiply-add takes one more
+    function_steps: int  # slots of the function pipeline, each with a fused multiply-add
+
+    def check(self) -> None:
+        _require(
+            _is_power_of_two(self.sublanes),
+            f"vpu.sublanes must be a power of two (rows are dealt out by bits), not "
+            f"{self.sublanes}",
+        )
+        _require(
+            self.adder_stages <= 3,
+            f"vpu.adder_stages must lie in 1..3, not {self.adder_stages}",
+        )
+
+    @property
+    def slot_cycles(self) -> int:
+        """A slot of the function pipeline: forming operands, the product, the add."""
+        return 2 + self.adder_stages
+
+    @property
+    def depth_cycles(self) -> int:
+        """From a row's address to its write, in one pass.
+
+        Address, read, select and permute take 4 cycles, the two combinations 1 + adder_stages each,
+        forming the function's result and the cast one each.
+        """
+        combine = 1 + self.adder_stages
+        return 4 + 2 * combine + self.function_steps * self.slot_cycles + 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,6 +340,8 @@ class Links(_Checked):
 class Chip(_Checked):
     """One chip: cores that share HBM."""
 
+    DERIVED: ClassVar[tuple[str, ...]] = ("vpu_reduce_cycles",)
+
     name: str
     description: str
     process: str
@@ -356,12 +390,28 @@ class Chip(_Checked):
                 _is_power_of_two(value),
                 f"mxu.{name} must be a power of two (addresses are cut by bits), not {value}",
             )
+        _require(
+            self.vpu.sublanes <= self.lanes,
+            f"vpu.sublanes = {self.vpu.sublanes} must not exceed lanes = {self.lanes}: the rows of "
+            f"a cycle have their scalars in one packed row",
+        )
         channels = (self.queue_count - 1) * self.tokens.channels_per_pair
         _require(
             channels <= 24,
             f"a queue would see {channels} token channels each way, but instruction headers have "
             f"24 wait and 24 post bits: lower dma.queues or tokens.channels_per_pair",
         )
+
+    @property
+    def vpu_reduce_cycles(self) -> int:
+        """From the write of a row's value to that of its reduction.
+
+        A square, log2(lanes) levels of adds and the add to what earlier tiles gave; or log2(lanes)
+        and log2(sublanes) levels of comparisons, a cycle each.
+        """
+        add, levels = self.vpu.adder_stages, self.lanes.bit_length() - 1
+        across = self.vpu.sublanes.bit_length() - 1
+        return max(1 + add + add * levels, 2 + levels + across - add) + add - 1
 
     @property
     def queue_count(self) -> int:

@@ -1,6 +1,9 @@
 """Integer functions that closed forms of cycles may call; `tapeout.isa.native` has each in C++."""
 
 import math
+from functools import cache
+
+from tapeout.numerics import functions
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -12,14 +15,41 @@ def gcd(a: int, b: int) -> int:
     return math.gcd(a, b)
 
 
-def bank_cycles(kind: int, stride: int, sublanes: int, banks: int) -> int:
-    """Cycles in which an operand delivers `sublanes` rows; 1 where it is not in spm (kinds 1, 2).
+def rows_per_cycle(kind: int, stride: int, sublanes: int, banks: int) -> int:
+    """Rows `stride` apart that an operand delivers in a cycle: a power of two, at most `sublanes`.
 
-    Rows `stride` apart meet banks / gcd(stride, banks) banks; an fp32 row is a pair of rows whose
-    stride counts both, so contiguous pairs (stride 2) run at half rate. Stride 0 is one row.
+    In spm (kinds 1 and 2) they meet banks / gcd(stride, banks) of the banks of a stripe; an fp32
+    row is a pair of rows in neighbouring banks, its stride counts both. In acc (kind 4), of as many
+    banks as sublanes, likewise. Stride 0 is one row.
     """
-    if kind != 1 and kind != 2:
-        return 1
     if stride == 0:
-        return 1
-    return ceil_div(sublanes * gcd(stride, banks), banks)
+        return sublanes
+    if kind == 1 or kind == 2:
+        return min(sublanes, banks // gcd(stride, banks))
+    if kind == 4:
+        return sublanes // gcd(stride, sublanes)
+    return sublanes
+
+
+def function_steps(function: int) -> int:
+    """Floating-point operations of `isa.vpu.Function`: none, then the functions of numerics."""
+    return functions.step_count(functions.Function(function - 1)) if function else 0
+
+
+@cache
+def loop_cycles(slots: int, adder_stages: int) -> int:
+    """From one pass through the vector unit's function pipeline to the next.
+
+    Registers fill the slots' 2 + adder_stages cycles up to a number prime to every number of passes
+    that occurs: rows that enter every `passes` cycles then never meet those that come round.
+    """
+    passes = {function_passes(1 + f, slots) for f in functions.Function}
+    cycles = slots * (2 + adder_stages)
+    while any(math.gcd(cycles, p) != 1 for p in passes):
+        cycles += 1
+    return cycles
+
+
+def function_passes(function: int, slots: int) -> int:
+    """How often a function runs through a pipeline of that many slots."""
+    return max(1, ceil_div(function_steps(function), slots))

@@ -41,7 +41,16 @@ def struct_name(cls: type[Instruction]) -> str:
 
 _BINARY = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*"}
 _COMPARE = {ast.Gt: ">", ast.Lt: "<", ast.GtE: ">=", ast.LtE: "<=", ast.Eq: "==", ast.NotEq: "!="}
-_CALLS = {"max", "min", "ceil_div", "gcd", "bank_cycles"}
+_FORMS = (forms.rows_per_cycle, forms.function_passes)  # translated, too
+_CALLS = {
+    "max",
+    "min",
+    "ceil_div",
+    "gcd",
+    "function_steps",
+    "loop_cycles",
+    *(f.__name__ for f in _FORMS),
+}
 
 
 def _expression(node: ast.expr) -> str:
@@ -112,9 +121,21 @@ def _forms() -> Iterator[str]:
     yield "  return -floor_div(-a, b);"
     yield "}"
     yield "inline int64_t gcd(int64_t a, int64_t b) { return std::gcd(a, b); }"
-    arguments = ", ".join(f"int64_t {a}" for a in inspect.signature(forms.bank_cycles).parameters)
-    yield f"inline int64_t bank_cycles({arguments}) {{"
-    yield from _body(forms.bank_cycles)
+    steps = ", ".join(str(forms.function_steps(f)) for f in vpu.Function)
+    yield f"constexpr int64_t kFunctionSteps[] = {{{steps}}};"
+    yield "inline int64_t function_steps(int64_t f) { return kFunctionSteps[f]; }"
+    for form in _FORMS:
+        arguments = ", ".join(f"int64_t {a}" for a in inspect.signature(form).parameters)
+        yield f"inline int64_t {form.__name__}({arguments}) {{"
+        yield from _body(form)
+        yield "}"
+    yield "inline int64_t loop_cycles(int64_t slots, int64_t adder_stages) {"
+    yield "  for (int64_t cycles = slots * (2 + adder_stages);; ++cycles) {"
+    yield "    bool is_prime = true;"
+    yield "    for (const int64_t steps : kFunctionSteps)"
+    yield "      is_prime &= gcd(cycles, std::max<int64_t>(1, ceil_div(steps, slots))) == 1;"
+    yield "    if (is_prime) return cycles;"
+    yield "  }"
     yield "}"
 
 
@@ -137,6 +158,9 @@ def _chip_structs() -> Iterator[str]:
             elif kind in (int, float):
                 yield f"{indent}  {'int64_t' if kind is int else 'double'} {f.name} = 0;"
                 keys.append((prefix + f.name, "int64_t" if kind is int else "double"))
+        for derived in cls.DERIVED:
+            yield f"{indent}  int64_t {derived} = 0;"
+            keys.append((prefix + derived, "int64_t"))
         yield f"{indent}}};"
 
     yield from struct(spec.Chip, "ChipParams", "", "")
@@ -336,6 +360,8 @@ def flatten(chip: spec.Chip) -> dict[str, float]:
                 visit(item, f"{prefix}{f.name}.")
             elif isinstance(item, (int, float)):
                 out[prefix + f.name] = item
+        for derived in value.DERIVED:
+            out[prefix + derived] = getattr(value, derived)
 
     visit(chip, "")
     return out

@@ -14,7 +14,7 @@ import numpy as np
 from tapeout.numerics import arith, formats, functions, reduce
 
 from .fields import COUNT_MAX, REGISTER, Addr, Bits, Count, Kind, Operand, declare
-from .forms import bank_cycles, ceil_div
+from .forms import ceil_div, function_passes, loop_cycles, rows_per_cycle
 from .instruction import Fault, HardwareError, Instruction
 
 
@@ -114,8 +114,11 @@ class Map(Instruction):
     tiles >= 1 and 1 <= rows <= 65535; strides and addresses of spm_fp32 are even; else illegal
     operand.
 
-    Issue rate: `sublanes` rows a cycle along the inner dimension (m, or t where rows = 1), less
-    where an spm operand's stride meets banks twice or an fp32 spm row takes two.
+    Issue rate: up to `sublanes` rows a step along m; along t where rows = 1 without a reduction,
+    and always for argmax. A step takes as many rows as the strides of all operands and of the
+    result, in spm and acc, spread over banks: a power of two. It takes one cycle for each pass of
+    its function through the `vpu.function_steps` slots, and the next map waits until the last pass
+    has begun. Sums and maxima over several tiles return to a row m no sooner than an add takes.
     """
 
     mnemonic = "vpu.map"
@@ -157,25 +160,35 @@ class Map(Instruction):
 
     @staticmethod
     def occupancy(chip, i):
-        many = i.rows > 1
-        inner = i.rows if many else i.tiles
-        outer = i.tiles if many else 1
+        along_tiles = i.reduce == 4 or (i.rows == 1 and i.reduce == 0)
+        inner = i.tiles if along_tiles else i.rows
+        outer = i.rows if along_tiles else i.tiles
         banks = chip.spm.banks_per_stripe
         sublanes = chip.vpu.sublanes
-        group = max(
-            bank_cycles(i.a.kind, i.a.row_stride if many else i.a.tile_stride, sublanes, banks),
-            bank_cycles(i.b.kind, i.b.row_stride if many else i.b.tile_stride, sublanes, banks),
-            bank_cycles(i.c.kind, i.c.row_stride if many else i.c.tile_stride, sublanes, banks),
-            bank_cycles(i.d.kind, i.d.row_stride if many else i.d.tile_stride, sublanes, banks),
-            bank_cycles(
-                i.dst.kind, i.dst.row_stride if many else i.dst.tile_stride, sublanes, banks
-            ),
-        )
-        return outer * ceil_div(inner, sublanes) * group
+        rows = min(
+            rows_per_cycle(i.a.kind, i.a.tile_stride if along_tiles else i.a.row_stride,
+                           sublanes, banks),
+            rows_per_cycle(i.b.kind, i.b.tile_stride if along_tiles else i.b.row_stride,
+                           sublanes, banks),
+            rows_per_cycle(i.c.kind, i.c.tile_stride if along_tiles else i.c.row_stride,
+                           sublanes, banks),
+            rows_per_cycle(i.d.kind, i.d.tile_stride if along_tiles else i.d.row_stride,
+                           sublanes, banks),
+            rows_per_cycle(i.dst.kind, i.dst.tile_stride if along_tiles else i.dst.row_stride,
+                           sublanes, banks),
+        )  # fmt: skip
+        passes = function_passes(i.function, chip.vpu.function_steps)
+        joins = i.reduce != 0 and i.reduce != 4 and i.tiles > 1
+        apart = ceil_div(chip.vpu.adder_stages, passes) if joins else 1
+        steps = outer * max(ceil_div(inner, rows), apart)
+        if passes == 1:
+            return steps
+        around = loop_cycles(chip.vpu.function_steps, chip.vpu.adder_stages)
+        return steps * passes + (passes - 1) * around
 
     @staticmethod
     def latency(chip, i, occupancy):
-        return occupancy + chip.vpu.pipeline_cycles + (chip.vpu.reduce_cycles if i.reduce else 0)
+        return occupancy + chip.vpu.depth_cycles + (chip.vpu_reduce_cycles if i.reduce else 0)
 
     @staticmethod
     def execute(core, i) -> None:

@@ -405,6 +405,11 @@ def program(function: Function) -> MicroProgram:
     return MicroProgram(name=function.name.lower(), operations=tuple(p.b.operations))
 
 
+def step_count(function: Function) -> int:
+    """How many floating-point operations it takes."""
+    return program(function).count(*micro.FLOATING)
+
+
 def apply(function: Function, x: F32) -> F32:
     """The function of float32 of any shape, lane by lane."""
     return micro.evaluate(program(function), x, TABLES)

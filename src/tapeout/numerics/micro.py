@@ -43,6 +43,8 @@ OPERATIONS: Mapping[str, tuple[str, str, str]] = {
     "table": ("i", "f", "the table's entry at the index"),
 }
 
+FLOATING = ("fma", "mul", "add", "sub")  # operations that round
+
 
 @dataclass(frozen=True)
 class Value:

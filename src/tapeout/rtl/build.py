@@ -29,8 +29,10 @@ from .sequencer import BASE
 _PACKAGE = Path(tapeout.__file__).parent
 _BENCH = Path(__file__).parent / "native" / "bench.cpp"
 _HBM = [_PACKAGE / "sim" / "native" / name for name in ("hbm.hpp", "hbm.cpp")]
-_PACKAGES = ("chip", "isa", "rtl")  # what the core and the bench are written in
-_FLAGS = ["-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "-Wno-lint"]
+_PACKAGES = ("chip", "isa", "numerics", "rtl")  # what the core and the bench are written in
+_FLAGS = ["-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "-Wno-lint",
+          # Large functions take the C++ compiler minutes.
+          "--inline-mult", "2000", "--output-split-cfuncs", "2000"]  # fmt: skip
 
 
 class BuildError(Exception):

@@ -25,11 +25,12 @@ from .mxu import MatrixUnit
 from .ram import RamShape
 from .sequencer import BASES, CYCLE_BITS, ENGINE, Sequencer
 from .tokens import TokenChannel
+from .vpu import VectorUnit
 
 # The engine of a kind of queue: a component with the ports of `sequencer.ENGINE` and of its
 # instructions, `now`, `bases` where it reaches HBM, ports `<memory>_...` to spm, vmem and acc, and
 # others that are ports of the core.
-ENGINES: dict[str, Callable[[Chip], wiring.Component]] = {"mxu": MatrixUnit}
+ENGINES: dict[str, Callable[[Chip], wiring.Component]] = {"mxu": MatrixUnit, "vpu": VectorUnit}
 Memory = BankedMemory | VectorMemory
 MEMORIES: dict[str, Callable[[Chip, Ports], Memory]] = {
     "spm": scratchpad,

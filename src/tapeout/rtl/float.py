@@ -1,8 +1,8 @@
-"""Floating point of the chip as hardware: the fused multiply-add of array and vector unit.
+"""Floating point of the chip as hardware: the fused multiply-add of array and vector unit, the add.
 
-Contract: bit for bit `tapeout.numerics.arith.fma`: subnormal operands are zero, the product is
-exact, one rounding to nearest even follows the sum, what is tiny after rounding is zero, and NaN is
-0x7FC00000.
+Contract: bit for bit `tapeout.numerics.arith.fma` and `add`: subnormal operands are zero, the
+product is exact, one rounding to nearest even follows the sum, what is tiny after rounding is zero,
+and NaN is 0x7FC00000.
 """
 
 from dataclasses import dataclass
@@ -73,119 +73,161 @@ class FusedMultiplyAdd(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         a, b = (parts_of(v, self.fraction_bits) for v in (self.a, self.b))
-        c = parts_of(self.c)
         product_bits = 2 * (self.fraction_bits + 1)
-
-        def register(value: Value, name: str) -> Signal:
-            held = Signal(value.shape(), name=name)
-            m.d.sync += held.eq(value)
-            return held
 
         # The exact product.
         product_zero = a.is_zero | b.is_zero
         power = Signal(_POWER)
         m.d.comb += power.eq(Mux(product_zero, _LEAST, a.power + b.power))
-        product = register(
-            Mux(product_zero, 0, a.significand * b.significand)[:product_bits], "product"
-        )
-        product_power = register(power, "product_power")
-        product_sign = register(a.sign ^ b.sign, "product_sign")
-        product_inf = register(a.is_inf | b.is_inf, "product_inf")
-        product_nan = register(
-            a.is_nan | b.is_nan | (a.is_inf & b.is_zero) | (a.is_zero & b.is_inf), "product_nan"
-        )
-
-        # Alignment: the operand of the smaller power moves right; what it loses is sticky.
-        fraction = max(product_bits - 2, FRACTION_BITS) + _GUARD_BITS
-        width = fraction + 2
-        wide_product = product << (fraction - (product_bits - 2))
-        wide_c = c.significand << (fraction - FRACTION_BITS)
-        c_power = Signal(_POWER)
-        distance = Signal(signed(_POWER.width + 1))
-        m.d.comb += [c_power.eq(c.power), distance.eq(product_power - c_power)]
-        c_is_big = distance < 0
-        big, small = Signal(width), Signal(width)
-        by, sticky = Signal(range(width + 1)), Signal()
-        shifted = Signal(2 * width)
-        magnitude = Mux(c_is_big, -distance, distance)
-        m.d.comb += [
-            big.eq(Mux(c_is_big, wide_c, wide_product)),
-            small.eq(Mux(c_is_big, wide_product, wide_c)),
-            by.eq(Mux(magnitude > width, width, magnitude)),
-            shifted.eq((small << width) >> by),
-            sticky.eq(shifted[:width].any()),
-        ]
-        # A special result is decided here and goes beside the sum.
-        is_nan = product_nan | c.is_nan | (product_inf & c.is_inf & (product_sign ^ c.sign))
-        is_inf = product_inf | c.is_inf
-        special = Signal(32)
-        m.d.comb += special.eq(
-            Mux(
-                is_nan,
-                CANONICAL_NAN,
-                Cat(C(0x7F800000, 31), Mux(product_inf, product_sign, c.sign)),
-            )
-        )
-        state = {
-            "big": big,
-            "small": Cat(sticky, shifted[width:]),
-            "power": Mux(c_is_big, c_power, product_power),
-            "big_sign": Mux(c_is_big, c.sign, product_sign),
-            "subtracts": product_sign ^ c.sign,
-            "is_special": is_nan | is_inf,
-            "special": special,
+        product = {
+            "significand": Mux(product_zero, 0, a.significand * b.significand)[:product_bits],
+            "power": power,
+            "sign": a.sign ^ b.sign,
+            "is_inf": a.is_inf | b.is_inf,
+            "is_nan": a.is_nan | b.is_nan | (a.is_inf & b.is_zero) | (a.is_zero & b.is_inf),
         }
-        if self.adder_stages == 3:
-            state = {name: register(value, f"aligned_{name}") for name, value in state.items()}
-
-        # The sum, made positive.
-        total = Signal(signed(width + 3))
-        wide_big = state["big"] << 1
-        m.d.comb += total.eq(
-            Mux(state["subtracts"], wide_big - state["small"], wide_big + state["small"])
-        )
-        is_negative = total < 0
-        state = {
-            "sum": Mux(is_negative, -total, total)[: width + 2],
-            "power": state["power"],
-            # A zero that is the difference of equals is positive.
-            "sign": Mux(
-                total == 0,
-                state["big_sign"] & ~state["subtracts"],
-                state["big_sign"] ^ is_negative,
-            ),
-            "is_special": state["is_special"],
-            "special": state["special"],
-        }
-        if self.adder_stages >= 2:
-            state = {name: register(value, f"sum_{name}") for name, value in state.items()}
-
-        rounded = self._round(m, state, width + 2)
-        m.d.sync += self.result.eq(rounded)
+        product = {name: _register(m, value, f"product_{name}") for name, value in product.items()}
+        x = _Addend(**product, fraction_bits=product_bits - 2)
+        m.d.sync += self.result.eq(_sum(m, x, _addend_of(self.c), self.adder_stages))
         return m
 
-    def _round(self, m: Module, state: dict[str, Value], width: int) -> Value:
-        """The fp32 of a sum of `width` bits whose two leading bits are worth 4 and 2 x 2^power."""
-        zeros = Signal(range(width + 1))
-        m.d.comb += zeros.eq(width)
-        for k in range(width):  # the last assignment, of the highest one, counts
-            with m.If(state["sum"][k]):
-                m.d.comb += zeros.eq(width - 1 - k)
-        normal = Signal(width)
-        m.d.comb += normal.eq((state["sum"] << zeros)[:width])
-        kept = normal[width - SIGNIFICAND_BITS :]
-        half, below = normal[width - SIGNIFICAND_BITS - 1], normal[: width - SIGNIFICAND_BITS - 1]
-        up = half & (below.any() | kept[0])
-        significand = Signal(SIGNIFICAND_BITS + 1)
-        m.d.comb += significand.eq(kept + up)
-        carry = significand[SIGNIFICAND_BITS]  # then all other bits are zero
-        exponent = Signal(signed(EXPONENT_BITS + 4))
-        m.d.comb += exponent.eq(state["power"] + 2 - zeros + carry + BIAS)
-        is_tiny = (state["sum"] == 0) | (exponent <= 0)
-        overflows = exponent >= (1 << EXPONENT_BITS) - 1
-        finite = Cat(
-            Mux(is_tiny | overflows, 0, significand[:FRACTION_BITS]),
-            Mux(is_tiny, 0, Mux(overflows, C(0xFF, EXPONENT_BITS), exponent[:EXPONENT_BITS])),
-            state["sign"],
-        )
-        return Mux(state["is_special"], state["special"], finite)
+
+class Adder(wiring.Component):
+    """a + b, rounded once: the result follows `stages` cycles after its operands.
+
+    Contract: bit for bit `tapeout.numerics.arith.add`.
+
+    Ports:
+        a, b, result: fp32.
+    """
+
+    def __init__(self, *, stages: int) -> None:
+        self.stages = stages
+        super().__init__({"a": In(32), "b": In(32), "result": Out(32)})
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.d.sync += self.result.eq(_sum(m, _addend_of(self.a), _addend_of(self.b), self.stages))
+        return m
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Addend:
+    """One operand of a sum; the significand's point is `fraction_bits` from its right."""
+
+    sign: Value
+    power: Value
+    significand: Value
+    is_inf: Value
+    is_nan: Value
+    fraction_bits: int
+
+
+def _addend_of(bits: Value) -> _Addend:
+    p = parts_of(bits)
+    return _Addend(
+        sign=p.sign, power=p.power, significand=p.significand, is_inf=p.is_inf, is_nan=p.is_nan,
+        fraction_bits=FRACTION_BITS,
+    )  # fmt: skip
+
+
+def _register(m: Module, value: Value, name: str) -> Signal:
+    held = Signal(Value.cast(value).shape(), name=name)
+    m.d.sync += held.eq(value)
+    return held
+
+
+def _sum(m: Module, x: _Addend, c: _Addend, stages: int) -> Value:
+    """x + c as fp32, to be registered: with the result's register, `stages` cycles in all."""
+    # Alignment: the operand of the smaller power moves right; what it loses is sticky.
+    fraction = max(x.fraction_bits, c.fraction_bits) + _GUARD_BITS
+    width = fraction + 2
+    wide_x = x.significand << (fraction - x.fraction_bits)
+    wide_c = c.significand << (fraction - c.fraction_bits)
+    x_power, c_power = Signal(_POWER), Signal(_POWER)
+    distance = Signal(signed(_POWER.width + 1))
+    m.d.comb += [
+        x_power.eq(x.power),
+        c_power.eq(c.power),
+        distance.eq(x_power - c_power),
+    ]
+    c_is_big = distance < 0
+    big, small = Signal(width), Signal(width)
+    by, sticky = Signal(range(width + 1)), Signal()
+    shifted = Signal(2 * width)
+    magnitude = Mux(c_is_big, -distance, distance)
+    m.d.comb += [
+        big.eq(Mux(c_is_big, wide_c, wide_x)),
+        small.eq(Mux(c_is_big, wide_x, wide_c)),
+        by.eq(Mux(magnitude > width, width, magnitude)),
+        shifted.eq((small << width) >> by),
+        sticky.eq(shifted[:width].any()),
+    ]
+    # A special result is decided here and goes beside the sum.
+    is_nan = x.is_nan | c.is_nan | (x.is_inf & c.is_inf & (x.sign ^ c.sign))
+    is_inf = x.is_inf | c.is_inf
+    special = Signal(32)
+    m.d.comb += special.eq(
+        Mux(is_nan, CANONICAL_NAN, Cat(C(0x7F800000, 31), Mux(x.is_inf, x.sign, c.sign)))
+    )
+    state: dict[str, Value] = {
+        "big": big,
+        "small": Cat(sticky, shifted[width:]),
+        "power": Mux(c_is_big, c_power, x_power),
+        "big_sign": Mux(c_is_big, c.sign, x.sign),
+        "subtracts": x.sign ^ c.sign,
+        "is_special": is_nan | is_inf,
+        "special": special,
+    }
+    if stages == 3:
+        state = {name: _register(m, value, f"aligned_{name}") for name, value in state.items()}
+
+    # The sum, made positive.
+    total = Signal(signed(width + 3))
+    wide_big = state["big"] << 1
+    m.d.comb += total.eq(
+        Mux(state["subtracts"], wide_big - state["small"], wide_big + state["small"])
+    )
+    is_negative = total < 0
+    state = {
+        "sum": Mux(is_negative, -total, total)[: width + 2],
+        "power": state["power"],
+        # A zero that is the difference of equals is positive.
+        "sign": Mux(
+            total == 0,
+            state["big_sign"] & ~state["subtracts"],
+            state["big_sign"] ^ is_negative,
+        ),
+        "is_special": state["is_special"],
+        "special": state["special"],
+    }
+    if stages >= 2:
+        state = {name: _register(m, value, f"sum_{name}") for name, value in state.items()}
+    return _round(m, state, width + 2)
+
+
+def _round(m: Module, state: dict[str, Value], width: int) -> Value:
+    """The fp32 of a sum of `width` bits whose two leading bits are worth 4 and 2 x 2^power."""
+    zeros = Signal(range(width + 1))
+    m.d.comb += zeros.eq(width)
+    for k in range(width):  # the last assignment, of the highest one, counts
+        with m.If(state["sum"][k]):
+            m.d.comb += zeros.eq(width - 1 - k)
+    normal = Signal(width)
+    m.d.comb += normal.eq((state["sum"] << zeros)[:width])
+    kept = normal[width - SIGNIFICAND_BITS :]
+    half, below = normal[width - SIGNIFICAND_BITS - 1], normal[: width - SIGNIFICAND_BITS - 1]
+    up = half & (below.any() | kept[0])
+    significand = Signal(SIGNIFICAND_BITS + 1)
+    m.d.comb += significand.eq(kept + up)
+    carry = significand[SIGNIFICAND_BITS]  # then all other bits are zero
+    exponent = Signal(signed(EXPONENT_BITS + 4))
+    m.d.comb += exponent.eq(state["power"] + 2 - zeros + carry + BIAS)
+    is_tiny = (state["sum"] == 0) | (exponent <= 0)
+    overflows = exponent >= (1 << EXPONENT_BITS) - 1
+    finite = Cat(
+        Mux(is_tiny | overflows, 0, significand[:FRACTION_BITS]),
+        Mux(is_tiny, 0, Mux(overflows, C(0xFF, EXPONENT_BITS), exponent[:EXPONENT_BITS])),
+        state["sign"],
+    )
+    return Mux(state["is_special"], state["special"], finite)

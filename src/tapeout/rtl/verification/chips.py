@@ -43,5 +43,7 @@ def random_chip(seed: int) -> Chip:
         "tokens.channels_per_pair": rng.choice([2, 4]),
         "tokens.capacity": rng.choice([9, 16, 63]),
         "tokens.latency_cycles": rng.choice([1, 2, 4]),
+        "vpu.adder_stages": rng.choice([1, 2, 3]),
+        "vpu.function_steps": rng.choice([1, 2, 3, 5, 6]),
     }
     return load("tiny", [f"{key}={value}" for key, value in settings.items()])
