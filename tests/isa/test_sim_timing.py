@@ -104,7 +104,7 @@ def test_transposed_and_strided_loads() -> None:
     ("dst", "accumulate", "issue"), [(0, "add", 10), (5, "write", 10), (5, "add", 13)]
 )
 def test_sums_settle_before_rows_ahead_are_added_to(dst: int, accumulate: str, issue: int) -> None:
-    """The last row of the first pass is summed by cycle 4 + 5 + 4; the other pass starts with it."""
+    """The last row of the first pass is summed by cycle 4 + 5 + 4; the other starts with it."""
     _, cycles = run(f"""
     .queue mxu
       mxu.load src=0 k=8 n=8
