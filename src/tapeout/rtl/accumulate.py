@@ -7,35 +7,10 @@ from amaranth.utils import exact_log2
 
 from tapeout.chip import Chip
 
-from .array import MINUS_ZERO, ONE
+from .array import MINUS_ZERO
 from .boxes import Delay, box
-from .float import FusedMultiplyAdd
+from .float import Adder, FusedMultiplyAdd
 from .memory import acc_reads, acc_writes
-
-
-class Add(wiring.Component):
-    """x + y, rounded once, where y comes a cycle after x; the sum follows adder_stages + registers
-    cycles after y."""
-
-    x: In(32)
-    y: In(32)
-    sum: Out(32)
-
-    def __init__(self, *, adder_stages: int, registers: int = 0) -> None:
-        self.adder_stages, self.registers = adder_stages, registers
-        super().__init__()
-
-    def elaborate(self, platform: object) -> Module:
-        m = Module()
-        m.submodules.fma = fma = FusedMultiplyAdd(factor_bits=32, adder_stages=self.adder_stages)
-        m.d.comb += [fma.a.eq(self.x), fma.b.eq(ONE), fma.c.eq(self.y)]
-        result: Value = fma.result
-        for k in range(self.registers):
-            held = Signal(32, name=f"sum_{k}")
-            m.d.sync += held.eq(result)
-            result = held
-        m.d.comb += self.sum.eq(result)
-        return m
 
 
 class Accumulator(wiring.Component):
@@ -85,18 +60,19 @@ class Accumulator(wiring.Component):
         enable, row, count, _ = self._parts(written.output)
         result = []
         for lane in range(lanes):
-            add = Add(adder_stages=adder_stages, registers=stages - adder_stages)
-            m.submodules[f"add_{lane}"] = box(platform, "mxu_add", add)
-            m.d.comb += [
-                add.x.eq(self.sums[lane]),
-                add.y.eq(Mux(read[-1], before.word_select(lane, 32), MINUS_ZERO)),
-            ]
-            result.append(add.sum)
+            adder = Adder(stages=adder_stages)
+            m.submodules[f"add_{lane}"] = box(platform, "mxu_add", adder)
+            m.d.sync += adder.a.eq(self.sums[lane])
+            m.d.comb += adder.b.eq(Mux(read[-1], before.word_select(lane, 32), MINUS_ZERO))
+            result.append(adder.result)
+        late = Delay(lanes * 32, stages - adder_stages)
+        m.submodules.late = late
+        m.d.comb += late.input.eq(Cat(*result))
         for i in range(banks):
             m.d.comb += [
                 self.acc_write.row[i].eq(row),
                 self.acc_write.enable[i].eq(enable & (row[: exact_log2(banks)] == i)),
-                self.acc_write.data[i].eq(Cat(*result)),
+                self.acc_write.data[i].eq(late.output),
                 self.acc_write.mask[i].eq(Cat(count > lane for lane in range(lanes))),
             ]
         return m

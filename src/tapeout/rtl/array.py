@@ -18,7 +18,6 @@ from .float import FusedMultiplyAdd
 MINUS_ZERO_BF16 = 0x8000
 MINUS_ZERO = 0x80000000
 ONE_BF16 = 0x3F80
-ONE = 0x3F800000
 
 
 def column_groups(chip: Chip) -> int:
