@@ -35,6 +35,10 @@ _FLAGS = ["-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "-Wn
           "--inline-mult", "2000", "--output-split-cfuncs", "2000"]  # fmt: skip
 
 
+# What runs once is not worth the compiler's time.
+_OPTIMISATION = "OPT_FAST=-O2 OPT_SLOW=-O0 OPT_GLOBAL=-O1"
+
+
 class BuildError(Exception):
     """The core cannot be built here; the message is one line that says what to do."""
 
@@ -95,7 +99,7 @@ def compiled(
             [verilator, "--cc", f"{top}.v", *(s.name for s in sources if s.suffix == ".cpp"),
              "--top-module", top, "--prefix", f"V{top}", "--Mdir", "obj", "--exe", "--build",
              "-j", "2", "-o", "library.so", "-LDFLAGS", "-shared",
-             "-CFLAGS", "-fPIC -O2 -ffp-contract=off -I..", *_FLAGS],
+             "-CFLAGS", "-fPIC -ffp-contract=off -I..", "-MAKEFLAGS", _OPTIMISATION, *_FLAGS],
             work, environment,
         )  # fmt: skip
         os.replace(work / "obj" / "library.so", place)
