@@ -11,6 +11,7 @@ from tapeout.chip import Chip
 from tapeout.isa.instruction import Fault
 from tapeout.isa.program import channel_bit
 
+from .dma import DmaEngine
 from .fetch import ADDRESS_BITS, PC_BITS
 from .memory import (
     BankedMemory,
@@ -28,7 +29,7 @@ from .tokens import TokenChannel
 # The engine of a kind of queue: a component with the ports of `sequencer.ENGINE` and of its
 # instructions, `now`, `bases` where it reaches HBM, ports `<memory>_...` to spm, vmem and acc, and
 # others that are ports of the core.
-ENGINES: dict[str, Callable[[Chip], wiring.Component]] = {}
+ENGINES: dict[str, Callable[[Chip], wiring.Component]] = {"dma": DmaEngine}
 Memory = BankedMemory | VectorMemory
 MEMORIES: dict[str, Callable[[Chip, Ports], Memory]] = {
     "spm": scratchpad,
@@ -175,10 +176,9 @@ class Core(wiring.Component):
         for number, engine in self.engines.items():
             queue = self.queues[number]
             m.submodules[f"engine_{queue.name}"] = engine
-            m.d.comb += engine.now.eq(self.now)
-            if "bases" in engine.signature.members:
-                m.d.comb += engine.bases.eq(self.bases)
             members = engine.signature.members
+            for name in {"now", "bases"} & set(members):
+                m.d.comb += getattr(engine, name).eq(getattr(self, name))
             for name in (*ENGINE, *queue.instructions):
                 if name not in members:
                     continue
@@ -243,5 +243,5 @@ class Core(wiring.Component):
                         self.is_done.eq(1),
                         self.fault.eq(q.fault),
                         self.fault_queue.eq(Const(q.number, 5)),
-                        self.fault_pc.eq(q.pc),
+                        self.fault_pc.eq(q.fault_pc),
                     ]

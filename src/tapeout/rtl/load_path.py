@@ -16,6 +16,7 @@ from .decode import any_of
 from .dequantise import Dequantiser
 from .memory import spm_writes, vmem_writes
 from .pieces import PIECE, slot_elements, slot_holds, slot_row, slots
+from .shift import left, right
 from .transfer import ROW_BITS
 
 STAGES = 3 + Dequantiser.STAGES  # aligned, placed, (dequantised), at the banks
@@ -51,6 +52,10 @@ class LoadPath(wiring.Component):
         """Of the widest element that slot k can hold."""
         return max(b for b in (4, 8, 16, 32) if k < slots(self.chip, b))
 
+    def _position_bits(self) -> int:
+        """Of a byte in the data."""
+        return (self.chip.dma.bytes_per_cycle - 1).bit_length()
+
     def elaborate(self, platform: object) -> Module:
         m = Module()
         rows = self._aligned(m)
@@ -75,9 +80,10 @@ class LoadPath(wiring.Component):
             width = self.chip.lanes * self._bits(k)
             row = Signal(width, name=f"row_{k}")
             if k == 0:
-                shifted = (self.data[:width] << (piece.start << 3))[:width]
+                shifted = left(m, "slot_0", self.data, piece.start, 8, width)
             else:
-                shifted = (self.data >> ((piece.row_bytes * k - piece.start)[:13] << 3))[:width]
+                begin = (piece.row_bytes * k - piece.start)[: self._position_bits()]
+                shifted = right(m, f"slot_{k}", self.data, begin, 8, width)
             m.d.sync += row.eq(shifted)
             rows.append(row)
         return rows
@@ -100,12 +106,15 @@ class LoadPath(wiring.Component):
                             Cat(row[e * width : (e + 1) * width], C(0, bits - width))
                             for e in range(lanes)
                         ))  # fmt: skip
-            by = piece.shape.lane[: exact_log2(lanes)]
+            by = piece.transfer.lane[: exact_log2(lanes)]
             elements = Signal(lanes * bits, name=f"lanes_{k}")
             mask = Signal(lanes, name=f"mask_{k}")
             m.d.sync += [
-                elements.eq(spread << (by << exact_log2(bits))),
-                mask.eq(Mux(slot_holds(piece, k), slot_elements(piece, k, lanes) << by, 0)),
+                elements.eq(left(m, f"spread_{k}", spread, by, bits, lanes * bits)),
+                mask.eq(
+                    Mux(slot_holds(piece, k),
+                        left(m, f"elements_{k}", slot_elements(piece, k, lanes), by, 1, lanes), 0)
+                ),
             ]
             placed.append(elements)
             masks.append(mask)
@@ -145,7 +154,7 @@ class LoadPath(wiring.Component):
                 unit = Dequantiser()
                 m.submodules[f"dequantise_{k}_{lane}"] = unit
                 m.d.comb += [
-                    unit.format.eq(piece.shape.format),
+                    unit.format.eq(piece.transfer.format),
                     unit.code.eq(lanes[k][lane * bits : lane * bits + min(8, bits)]),
                     unit.first.eq(scales[0][lane]),
                     unit.second.eq(scales[1][lane]),
@@ -184,9 +193,9 @@ class LoadPath(wiring.Component):
         """A bank takes the row of the slot that lies there; of an fp32 the half that does."""
         banks, port = self.chip.spm.banks_per_stripe, self.spm_write
         bank_bits = exact_log2(banks)
-        is_word = piece.shape.format == HbmFormat.FP32
-        is_bf16 = piece.shape.format == HbmFormat.BF16
-        to_spm = takes & (piece.shape.memory == Memory.SPM)
+        is_word = piece.transfer.format == HbmFormat.FP32
+        is_bf16 = piece.transfer.format == HbmFormat.BF16
+        to_spm = takes & (piece.transfer.memory == Memory.SPM)
         rows, values, uppers = [], [], []
         for k in range(self.slots):
             low, high = self._halves(k, lanes)
@@ -226,13 +235,13 @@ class LoadPath(wiring.Component):
         self, m: Module, takes: Value, piece: data.View, lanes: list[Signal], masks: list[Signal]
     ) -> None:
         n, port = self.chip.lanes, self.vmem_write
-        widens = piece.shape.format == HbmFormat.BF16
+        widens = piece.transfer.format == HbmFormat.BF16
         for k in range(self.vmem_slots):
             value = lanes[k]
             wide = Cat(Cat(C(0, 16), value[32 * e : 32 * e + 16]) for e in range(n))
             m.d.sync += [
                 port.enable[k].eq(
-                    takes & (piece.shape.memory == Memory.VMEM) & masks[k].any()
+                    takes & (piece.transfer.memory == Memory.VMEM) & masks[k].any()
                 ),
                 port.row[k].eq(slot_row(piece, k)),
                 port.data[k].eq(Mux(widens, wide, value)),

@@ -38,7 +38,7 @@ def slots(chip: Chip, bits: int = 0) -> int:
     return max(found)
 
 
-# A piece: rows `shape.row + k * row_stride` of slots k, each of `row_bytes` in HBM. Counted from the
+# A piece: rows `transfer.row + k * row_stride` of slots k, each of `row_bytes` in HBM. Counted from the
 # begin of slot 0's row, it holds bytes [start, end) of the rows in a line.
 PIECE = data.StructLayout(
     {
@@ -49,7 +49,7 @@ PIECE = data.StructLayout(
         "width": 2,  # of an element: 4, 8, 16 or 32 bits
         "is_scale": 1,
         "scale": 1,  # 0: slot 0 holds the first scales of a group
-        "shape": SHAPE,
+        "transfer": SHAPE,
     }
 )
 WIDTHS = [4, 8, 16, 32]
@@ -139,8 +139,8 @@ class PieceWalker(wiring.Component):
             piece.row_bytes.eq(row_bytes),
             piece.is_scale.eq(now.is_scale),
             piece.scale.eq(now.in_group[0]),
-            piece.shape.eq(shape),
-            piece.shape.row.eq(now.row),
+            piece.transfer.eq(shape),
+            piece.transfer.row.eq(now.row),
         ]
 
         # The next place.
@@ -176,7 +176,7 @@ class PieceWalker(wiring.Component):
 
 def slot_row(piece: data.View, k: int) -> Value:
     """The memory row of slot k."""
-    return (piece.shape.row + piece.shape.row_stride * k)[:ROW_BITS]
+    return (piece.transfer.row + piece.transfer.row_stride * k)[:ROW_BITS]
 
 
 def slot_holds(piece: data.View, k: int) -> Value:

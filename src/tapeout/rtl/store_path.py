@@ -14,6 +14,7 @@ from tapeout.isa.dma import HbmFormat, Memory
 from .decode import any_of
 from .memory import spm_reads, vmem_reads
 from .pieces import PIECE, slot_holds, slot_row, slots
+from .shift import left, right
 from .transfer import LANE_BITS
 
 STAGES = 4  # read, at the slots, rounded and packed, aligned
@@ -69,13 +70,13 @@ class StorePath(wiring.Component):
         """Whether slot k's row, or half of it, lies in the bank."""
         bits = exact_log2(self.chip.spm.banks_per_stripe)
         row = slot_row(piece, k)
-        is_word = piece.shape.format == HbmFormat.FP32
+        is_word = piece.transfer.format == HbmFormat.FP32
         return Mux(is_word, row[1:bits] == bank >> 1, row[:bits] == bank)
 
     def _read(self, m: Module) -> None:
         piece, spm, vmem = self.piece, self.spm_read, self.vmem_read
-        is_word = piece.shape.format == HbmFormat.FP32
-        from_spm = self.takes & (piece.shape.memory == Memory.SPM)
+        is_word = piece.transfer.format == HbmFormat.FP32
+        from_spm = self.takes & (piece.transfer.memory == Memory.SPM)
         for bank in range(self.chip.spm.banks_per_stripe):
             enables = []
             for k in range(self.slots):
@@ -90,7 +91,7 @@ class StorePath(wiring.Component):
         for k in range(self.vmem_slots):
             m.d.comb += [
                 vmem.enable[k].eq(
-                    self.takes & (piece.shape.memory == Memory.VMEM) & slot_holds(piece, k)
+                    self.takes & (piece.transfer.memory == Memory.VMEM) & slot_holds(piece, k)
                 ),
                 vmem.row[k].eq(slot_row(piece, k)),
             ]
@@ -101,7 +102,7 @@ class StorePath(wiring.Component):
     def _at_slots(self, m: Module, piece: data.View) -> list[Signal]:
         """By slot: its row, of 32 bits a lane or 16."""
         n, banks = self.chip.lanes, self.chip.spm.banks_per_stripe
-        is_word = piece.shape.format == HbmFormat.FP32
+        is_word = piece.transfer.format == HbmFormat.FP32
         rows = []
         for k in range(self.slots):
             bank = slot_row(piece, k)[: exact_log2(banks)]
@@ -118,7 +119,7 @@ class StorePath(wiring.Component):
                 value = Mux(is_word, words, halves)
                 if k < self.vmem_slots:
                     value = Mux(
-                        piece.shape.memory == Memory.VMEM, self.vmem_read.data[k], value
+                        piece.transfer.memory == Memory.VMEM, self.vmem_read.data[k], value
                     )
                 m.d.sync += row.eq(value)
             rows.append(row)
@@ -127,15 +128,13 @@ class StorePath(wiring.Component):
     def _packed(self, m: Module, rows: list[Signal], piece: data.View) -> list[Signal]:
         """By slot: the bytes of its row in HBM, others zero."""
         n = self.chip.lanes
-        is_word = piece.shape.format == HbmFormat.FP32
-        rounds = (piece.shape.memory == Memory.VMEM) & ~is_word
-        used = ((C(1, 1) << piece.shape.lanes[:LANE_BITS]) - 1)[:n]
+        is_word = piece.transfer.format == HbmFormat.FP32
+        rounds = (piece.transfer.memory == Memory.VMEM) & ~is_word
+        used = ((C(1, 1) << piece.transfer.lanes[:LANE_BITS]) - 1)[:n]
         packed = []
         for k, row in enumerate(rows):
             bits = self._bits(k)
-            low = row >> (piece.shape.lane << exact_log2(bits))
-            first = Signal(n * bits, name=f"first_{k}")
-            m.d.comb += first.eq(low)
+            first = right(m, f"first_{k}", row, piece.transfer.lane[: exact_log2(n)], bits, n * bits)
             halves, words = [], []
             for e in range(n):
                 value = first[e * bits : (e + 1) * bits]
@@ -150,14 +149,13 @@ class StorePath(wiring.Component):
         return packed
 
     def _send(self, m: Module, takes: Value, piece: data.View, packed: list[Signal]) -> None:
-        line: Value = C(0, 1)
-        for k, row in enumerate(packed):
-            if k == 0:
-                line = row >> (piece.start << 3)
-            else:
-                # A slot that holds nothing begins behind the last byte.
-                begin = (piece.row_bytes * k - piece.start)[:13]
-                line = line | Mux(slot_holds(piece, k), row << (begin << 3), 0)
+        width = len(self.send_data)
+        line: Value = right(m, "slot_0", packed[0], piece.start, 8, len(packed[0]))
+        for k, row in enumerate(packed[1:], 1):
+            # A slot that holds nothing begins behind the last byte.
+            begin = (piece.row_bytes * k - piece.start)[: (width // 8 - 1).bit_length()]
+            behind = left(m, f"slot_{k}", row, begin, 8, width)
+            line = line | Mux(slot_holds(piece, k), behind, 0)
         m.d.sync += [
             self.sends.eq(takes),
             self.send_bytes.eq(piece.bytes),

@@ -6,7 +6,7 @@ Contract: the faults of `tapeout.isa.dma`, and G of docs/timing.md ("Pieces").
 
 from collections.abc import Callable
 
-from amaranth.hdl import Array, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Array, C, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data
 from amaranth.utils import exact_log2
 
@@ -66,7 +66,10 @@ def is_one_of(value: Value, formats: list[HbmFormat]) -> Value:
 
 def by_format(value: Value, choose: Callable[[HbmFormat], Value | int]) -> Value:
     """`choose(format)` of the format that `value` holds; numbers without a format give anything."""
-    known = {int(f): choose(f) for f in HbmFormat}
+    known = {int(f): Value.cast(choose(f)) for f in HbmFormat}
+    if not any(v.shape().signed for v in known.values()):  # slices of the choice need one width
+        width = max(len(v) for v in known.values())
+        known = {n: Cat(v, C(0, width - len(v))) for n, v in known.items()}
     first = next(iter(known.values()))
     return Array(known.get(n, first) for n in range(max(known) + 1))[value]
 
