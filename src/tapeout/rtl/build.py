@@ -97,7 +97,7 @@ def compiled(
             [verilator, "--cc", f"{top}.v", *(s.name for s in sources if s.suffix == ".cpp"),
              "--top-module", top, "--prefix", f"V{top}", "--Mdir", "obj", "--exe", "--build",
              "-j", "2", "-o", "library.so", "-LDFLAGS", "-shared",
-             "-CFLAGS", "-fPIC -O2 -ffp-contract=off -I..", *_FLAGS],
+             "-CFLAGS", "-fPIC -O1 -ffp-contract=off -I..", *_FLAGS],
             work, environment,
         )  # fmt: skip
         os.replace(work / "obj" / "library.so", place)

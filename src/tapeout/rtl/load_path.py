@@ -13,7 +13,7 @@ from tapeout.chip import Chip
 from tapeout.isa.dma import HbmFormat, Memory
 
 from .decode import any_of
-from .dequantise import Dequantiser
+from .dequantise import Dequantiser, kind_of
 from .memory import spm_writes, vmem_writes
 from .pieces import PIECE, slot_elements, slot_holds, slot_row, slots
 from .shift import left, right
@@ -147,6 +147,7 @@ class LoadPath(wiring.Component):
     ) -> None:  # fmt: skip
         n = self.chip.lanes
         narrow = []
+        kind = kind_of(m, piece.transfer.format)
         for k in range(self.slots):
             bits = self._bits(k)
             values = []
@@ -154,7 +155,7 @@ class LoadPath(wiring.Component):
                 unit = Dequantiser()
                 m.submodules[f"dequantise_{k}_{lane}"] = unit
                 m.d.comb += [
-                    unit.format.eq(piece.transfer.format),
+                    unit.kind.eq(kind),
                     unit.code.eq(lanes[k][lane * bits : lane * bits + min(8, bits)]),
                     unit.first.eq(scales[0][lane]),
                     unit.second.eq(scales[1][lane]),

@@ -107,6 +107,7 @@ class PieceWalker(wiring.Component):
             row_bytes.eq(shape.row_bytes),
             left.eq(Mux(is_block, BLOCK_ROWS - now.in_group, now.left)),
             most.eq(shape.most_rows),
+            piece.width.eq(by_format(shape.format, lambda f: WIDTHS.index(f.format.bits))),
         ]
         with m.If(now.is_scale):
             m.d.comb += [
@@ -135,7 +136,6 @@ class PieceWalker(wiring.Component):
             piece.bytes.eq(end - now.at),
             piece.start.eq(now.at),
             piece.end.eq(end),
-            piece.width.eq(by_format(shape.format, lambda f: WIDTHS.index(f.format.bits))),
             piece.row_bytes.eq(row_bytes),
             piece.is_scale.eq(now.is_scale),
             piece.scale.eq(now.in_group[0]),
