@@ -325,7 +325,7 @@ def test_a_launch_starts_unwritten() -> None:
         ("vpu.map rows=1 a=#1.0 dst=acc[512:0:0]", "acc row 512 is outside its rows 0..511"),
         ("vpu.map rows=9 a=#1.0 dst=vmem[120:0:1]", "vmem row 128 is outside its rows 0..127"),
         ("vpu.map rows=1 a=spm_bf16[3072:0:0] dst=vmem[0:0:0]", "spm row 3072 is outside"),
-        ("dma.load hbm=b0[1009] row=0 lanes=8 rows=1", "bytes 1009..1025 are outside the 1024"),
+        ("dma.load hbm=b0[1010] row=0 lanes=8 rows=1", "bytes 1010..1026 are outside the 1024"),
         ("dma.load hbm=b0[0] row=0 lanes=8 rows=2 row_bytes=1016", "..1032 are outside the 1024"),
         ("dma.load hbm=b7[0] row=0 lanes=8 rows=1", "base b7 has no segment"),
         ("dma.store hbm=b0[0] row=0 lanes=8 rows=1", "base b0 is read-only"),

@@ -33,6 +33,7 @@ def f32(raw: np.ndarray) -> np.ndarray:
 def test_load(lane, lanes, rows, outer, row_bytes, row_stride, outer_bytes, wide, vmem, offset):
     core = bare_core(hbm=BYTES.tobytes())
     size, pair = (4 if wide else 2), wide and not vmem
+    row_bytes, outer_bytes, offset = size * row_bytes, size * outer_bytes, size * offset
     step = 2 if pair else 1
     execute(
         core,
@@ -50,7 +51,7 @@ def test_load(lane, lanes, rows, outer, row_bytes, row_stride, outer_bytes, wide
             outer_bytes=outer_bytes,
             outer_rows=step * 20,
         ),
-        r1=7,
+        r1=12,
         r2=outer,
     )
     memory = core.vmem if vmem else core.spm
@@ -58,7 +59,7 @@ def test_load(lane, lanes, rows, outer, row_bytes, row_stride, outer_bytes, wide
     span = slice(lane, lane + lanes)
     for o in range(outer):
         for r in range(rows):
-            start = 7 + offset + o * outer_bytes + r * row_bytes
+            start = 12 + offset + o * outer_bytes + r * row_bytes
             raw = BYTES[start : start + lanes * size].copy()
             row = 2 + step * (o * 20 + r * row_stride)
             touched[row, span] = True
@@ -78,14 +79,15 @@ def test_load(lane, lanes, rows, outer, row_bytes, row_stride, outer_bytes, wide
 @settings(deadline=None)
 @given(**SHAPE, wide=st.booleans(), vmem=st.booleans())
 def test_store(lane, lanes, rows, outer, row_bytes, row_stride, outer_bytes, wide, vmem):
-    core = bare_core(hbm=bytes(1024))
+    core = bare_core(hbm=bytes(2048))
     fill(core.spm, slice(None), RNG.integers(0, 1 << 16, core.spm.values.shape).astype(np.uint16))
     fill(core.vmem, slice(None), RNG.standard_normal(core.vmem.values.shape).astype(np.float32))
     size, step = (4 if wide else 2), (2 if wide and not vmem else 1)
+    row_bytes, outer_bytes = size * row_bytes, size * outer_bytes
     execute(
         core,
         Store(
-            hbm=HbmAddr(0, 3),
+            hbm=HbmAddr(0, 4),
             format=HbmFormat.FP32 if wide else HbmFormat.BF16,
             memory=Memory.VMEM if vmem else Memory.SPM,
             row=Addr(4),
@@ -99,12 +101,12 @@ def test_store(lane, lanes, rows, outer, row_bytes, row_stride, outer_bytes, wid
             outer_rows=step * 20,
         ),
     )
-    expected = np.zeros(1024, np.uint8)
+    expected = np.zeros(2048, np.uint8)
     span = slice(lane, lane + lanes)
     for o in range(outer):
         for r in range(rows):
             row = 4 + step * (o * 20 + r * row_stride)
-            start = 3 + o * outer_bytes + r * row_bytes
+            start = 4 + o * outer_bytes + r * row_bytes
             if vmem:
                 value = core.vmem.values[row, span]
                 data = value if wide else formats.f32_to_bf16(value)
@@ -115,7 +117,7 @@ def test_store(lane, lanes, rows, outer, row_bytes, row_stride, outer_bytes, wid
             expected[start : start + lanes * size] = (
                 np.ascontiguousarray(data).view(np.uint8).ravel()
             )
-    np.testing.assert_array_equal(core.hbm.data[:1024], expected)
+    np.testing.assert_array_equal(core.hbm.data[:2048], expected)
 
 
 def indexed_core(index: list[int]):
@@ -192,7 +194,7 @@ def test_block_groups(fmt: HbmFormat) -> None:
     execute(
         core,
         Load(
-            hbm=HbmAddr(0, 5),
+            hbm=HbmAddr(0, 6),
             format=fmt,
             row=Addr(0),
             lanes=lanes,
@@ -206,7 +208,7 @@ def test_block_groups(fmt: HbmFormat) -> None:
     row_bytes = lanes // 2 if fmt in (HbmFormat.Q4_1, HbmFormat.MXFP4) else lanes
     for o in range(2):
         for r in range(64):
-            start = 5 + o * 4 * group + r // 32 * group
+            start = 6 + o * 4 * group + r // 32 * group
             scales = BYTES[start : start + scale_bytes]
             codes = BYTES[start + scale_bytes + r % 32 * row_bytes :][:row_bytes]
             for lane in range(lanes):
@@ -250,6 +252,15 @@ def element(fmt: HbmFormat, scales: np.ndarray, codes: np.ndarray, lane: int, la
         (
             {"format": HbmFormat.Q4_1, "rows": Count(32), "lanes": 5},
             "lanes = 5 must be even for q4_1",
+        ),
+        ({"row_bytes": 9}, "address 0, row_bytes = 9 and outer_bytes = 0 must be multiples of 2"),
+        (
+            {"format": HbmFormat.FP32, "row_stride": 2, "hbm": HbmAddr(0, 6)},
+            "address 6, .* must be multiples of 4 for fp32",
+        ),
+        (
+            {"format": HbmFormat.Q8_0, "rows": Count(32), "outer_bytes": 3},
+            "outer_bytes = 3 must be multiples of 2 for q8_0",
         ),
         ({"format": HbmFormat.INT8, "memory": Memory.VMEM}, "vmem takes bf16 or fp32, not int8"),
         ({"format": HbmFormat.FP32, "row": Addr(1), "row_stride": 2}, "must be even"),

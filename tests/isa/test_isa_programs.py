@@ -49,7 +49,8 @@ def test_programs_are_reproducible_and_use_the_whole_isa() -> None:
 
 
 def test_another_chip() -> None:
-    case = random_program(0, load("tiny", ["lanes=16", "mxu.cols=16", "dma.queues=3"]), blocks=8)
+    wide = ["lanes=16", "mxu.cols=16", "dma.queues=3", "dma.bytes_per_cycle=64"]
+    case = random_program(0, load("tiny", wide), blocks=8)
     np.testing.assert_array_equal(run(case)["spm"], run(case, schedule="random")["spm"])
 
 

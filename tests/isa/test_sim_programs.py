@@ -16,11 +16,11 @@ from tapeout.sim import Sim
 HBM_BYTES = 1 << 20
 CHIPS = {
     "tiny": load("tiny"),
-    "wide": load("tiny", ["lanes=16", "mxu.cols=16", "dma.queues=3"]),
+    "wide": load("tiny", ["lanes=16", "mxu.cols=16", "dma.queues=3", "dma.bytes_per_cycle=64"]),
     "scarce": load(
         "tiny",
         ["dma.credits=2", "seq.fetch_lines=2", "seq.fetch_line_instructions=4",
-         "hbm.interleave_bytes=128", "dma.bytes_per_cycle=24", "dma.dequant_elements_per_cycle=6"],
+         "hbm.interleave_bytes=128", "dma.bytes_per_cycle=40", "dma.dequant_elements_per_cycle=24"],
     ),
 }  # fmt: skip
 

@@ -260,23 +260,23 @@ def test_one_transfer_by_hand() -> None:
     start = int(trace.issue[1])
     sizes = [64] + [128] * 7  # 960 bytes from 64 on, cut at multiples of 128
     back: list[int] = []
-    generated, at, last = start - 1, 64, 0
+    generated, at, last = start, 64, 0
     for number, nbytes in enumerate(sizes):
         generated = max(generated + 1, back[number - 3] + 1 if number >= 3 else 0)
         done = hbm.access(generated + 8, at, nbytes, False)
-        last = max(last + nbytes // 32, done + 8)
+        last = max(last, done + 8) + nbytes // 32
         back.append(last)
         at += nbytes
     assert int(trace.retire[1]) == last + 1
     store = int(trace.issue[3])
     assert int(trace.issue[2]) == start + 1
-    assert store == generated + 1
+    assert store == generated
     sent, at = 0, 4096
     for nbytes in (128, 128, 64):
         generated = max(generated + 1, back[len(back) - 3] + 1)
         sent = max(sent, generated) + nbytes // 32
         done = hbm.access(sent + 8, at, nbytes, True)
-        last = max(last, done + 8)
+        last = max(last, done + 8) + 1
         back.append(last)
         at += nbytes
     assert int(trace.retire[3]) == last + 1

@@ -56,6 +56,7 @@ class Timed:
     runs: deque = field(default_factory=deque)  # (address, bytes, cycles) to be requested
     store: bool = False
     transfer: Retiring | None = None
+    take_up: int = 0  # cycle from which it may request
     in_flight: int = 0
     free: int = 0
     last_sent: int = 0
@@ -83,13 +84,14 @@ class TimedRun:
     def cycles(self, limit: int = 200_000) -> int:
         for cycle in range(limit):
             self._answer(cycle)
+            for number in range(len(self.queues)):
+                self._generate(cycle, number)
             for number, q in enumerate(self.run.queues):
                 if self.queues[number].moved == cycle:
                     self._move_window(number)
                 if not q.halted and not self.queues[number].held:
                     self._sequence(cycle, number)
             for number in range(len(self.queues)):
-                self._generate(cycle, number)
                 self._fetch(cycle, number)
             if all(q.halted for q in self.run.queues):
                 return max(q.end for q in self.queues)
@@ -109,7 +111,7 @@ class TimedRun:
 
     def _generate(self, cycle: int, number: int) -> None:
         q, d = self.queues[number], self.chip.dma
-        if not q.runs or cycle < q.transfer.issue:
+        if not q.runs or cycle < q.take_up:
             return
         index = len(q.returns)
         if index >= d.credits:
@@ -123,12 +125,12 @@ class TimedRun:
             q.last_sent = max(q.last_sent, cycle) + width
             arrival = q.last_sent + d.request_cycles
         if not q.runs:
-            q.free = (q.last_sent if q.store else cycle) + 1
+            q.free = q.last_sent if q.store else cycle
         transfer, last, store = q.transfer, not q.runs, q.store
 
         def returned(done: int) -> None:
             back = done + d.response_cycles
-            q.last_return = max(q.last_return + (0 if store else width), back)
+            q.last_return = max(q.last_return, back) + (1 if store else width)
             q.returns[index] = q.last_return
             if last:
                 transfer.earliest = q.last_return + 1
@@ -141,8 +143,10 @@ class TimedRun:
         block = fmt.is_block
         unit = fmt.bytes_for(32 if block else 1, i.lanes)
         base = self.bases[i.hbm.base][0] + i.hbm.offset
-        pieces: list[list[int]] = []
+        segments: list[list[int]] = []
+        sections: dict[int, list[tuple[int, int]]] = {}  # of each segment: (row bytes, rows)
         lanes = self.chip.lanes
+        codes = fmt.bits * i.lanes // 8
         for o in range(i.outer):
             for r in range(i.rows // 32 if block else i.rows):
                 if block:
@@ -153,23 +157,34 @@ class TimedRun:
                 else:
                     at = r * i.row_bytes
                 start = base + o * i.outer_bytes + at
-                if pieces and pieces[-1][1] == start:
-                    pieces[-1][1] += unit
+                if segments and segments[-1][1] == start and not i.indexed:
+                    segments[-1][1] += unit
                 else:
-                    pieces.append([start, start + unit])
+                    segments.append([start, start + unit])
+                of_segment = sections.setdefault(len(segments), [])
+                if block:
+                    of_segment += [(unit - 32 * codes, 1), (codes, 32)]
+                elif r > 0 and len(of_segment):
+                    of_segment[-1] = (unit, of_segment[-1][1] + 1)
+                else:
+                    of_segment.append((unit, 1))
         runs = []
         cut = self.chip.hbm.interleave_bytes
-        d = self.chip.dma
-        for start, end in pieces:
+        most = dma.rows_per_cycle(self.chip, i.format, i.memory, i.row_stride)
+        for (start, end), rows in zip(segments, sections.values(), strict=True):
+            at, left = 0, [n for _, n in rows]  # walks the rows piece by piece
+            taken = 0  # bytes of the row at the head
             while start < end:
                 stop = min(end, start // cut * cut + cut)
-                nbytes = stop - start
-                width = -(-nbytes // d.bytes_per_cycle)
-                if not fmt.is_raw:
-                    elements = -(-nbytes * 32 * i.lanes // unit) if block else nbytes
-                    width = max(width, -(-elements // d.dequant_elements_per_cycle))
-                runs.append((start, nbytes, width))
-                start = stop
+                nbytes, width = stop - start, 0
+                while start < stop:
+                    size = rows[at][0]
+                    piece = min(stop - start, min(most, left[at]) * size - taken)
+                    start, width = start + piece, width + 1
+                    gone, taken = divmod(taken + piece, size)
+                    left[at] -= gone
+                    at += left[at] == 0
+                runs.append((stop - nbytes, nbytes, width))
         return runs
 
     # --- instruction fetch ---
@@ -313,6 +328,8 @@ class TimedRun:
         elif isinstance(instruction, dma.Load | dma.Store):
             q.store = isinstance(instruction, dma.Store)
             q.runs = deque(self._transfer_runs(i, q.store))
+            late = dma.INDEXED_TAKE_UP_CYCLES if i.indexed else dma.TAKE_UP_CYCLES
+            q.take_up = cycle + late
             if q.runs:
                 entry.earliest, q.transfer = None, entry
         elif isinstance(instruction, seq.Load):

@@ -21,7 +21,7 @@ CHIPS = {
         "tiny",
         ["dma.queues=1", "seq.fetch_lines=2", "seq.fetch_line_instructions=4",
          "hbm.interleave_bytes=128", "tokens.latency_cycles=1", "seq.retire_entries=2",
-         "seq.registers=10", "dma.request_cycles=3", "dma.response_cycles=5"],
+         "seq.registers=10", "dma.request_cycles=8", "dma.response_cycles=9"],
     ),
 }  # fmt: skip
 

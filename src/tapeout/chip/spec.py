@@ -282,8 +282,16 @@ class Dma(_Checked):
     credits: int  # runs a queue may have in flight
     bytes_per_cycle: int  # width of a queue's data path
     dequant_elements_per_cycle: int
-    request_cycles: int  # queue to memory controller
+    request_cycles: int  # queue to memory controller, from the read of what a store sends on
     response_cycles: int  # memory controller to queue and on into the destination
+
+    def check(self) -> None:
+        for name in ("request_cycles", "response_cycles"):
+            value = getattr(self, name)
+            _require(
+                value >= 8,
+                f"dma.{name} must be 8 or more (the engine's own stages lie in it), not {value}",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -394,6 +402,16 @@ class Chip(_Checked):
             self.vpu.sublanes <= self.lanes,
             f"vpu.sublanes = {self.vpu.sublanes} must not exceed lanes = {self.lanes}: the rows of "
             f"a cycle have their scalars in one packed row",
+        )
+        _require(
+            self.dma.bytes_per_cycle >= 4 * self.lanes,
+            f"dma.bytes_per_cycle = {self.dma.bytes_per_cycle} must hold an fp32 row of "
+            f"4 * lanes = {4 * self.lanes} bytes",
+        )
+        _require(
+            self.dma.dequant_elements_per_cycle >= self.lanes,
+            f"dma.dequant_elements_per_cycle = {self.dma.dequant_elements_per_cycle} must hold a "
+            f"row of lanes = {self.lanes} elements",
         )
         channels = (self.queue_count - 1) * self.tokens.channels_per_pair
         _require(

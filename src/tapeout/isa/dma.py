@@ -6,18 +6,24 @@ memory. With `indexed`, r * row_bytes becomes index[r] * row_bytes, index[r] bei
 r % lanes of vmem row index_rows + r // lanes (gather on a load, scatter in increasing r on a
 store).
 
+Addresses, row_bytes and outer_bytes are multiples of what an element takes in HBM (fp32: 4 bytes;
+bf16, and fp16 scales: 2 bytes), so that no cut falls into an element.
+
 The queue cuts a transfer into runs, in the order of rows: consecutive rows that touch in HBM form
-one segment, a segment is cut where an address is a multiple of `hbm.interleave_bytes`. One run is
-requested a cycle while credits last; runs return in order.
+one segment (with an index, each row is one of its own), and a segment is cut where an address is a
+multiple of `hbm.interleave_bytes`. One run is requested a cycle while credits last; runs return in
+order. A run passes the engine in pieces, one a cycle, of `rows_per_cycle` rows at most.
 """
 
 # ruff: noqa: RUF009  (`declare` is `dataclasses.field` with a bit layout)
 
 import enum
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from tapeout.chip import Chip
 from tapeout.numerics import formats
 
 from .fields import COUNT_MAX, Addr, Bits, Count, HbmAddr, declare
@@ -51,6 +57,31 @@ class HbmFormat(enum.IntEnum):
 
 
 BLOCK_ROWS = 32  # rows of a group of the block formats
+TAKE_UP_CYCLES = 1  # from issue to the first request
+INDEXED_TAKE_UP_CYCLES = 4  # the same where an index is read and multiplied first
+
+
+def alignment_bytes(fmt: HbmFormat) -> int:
+    """What HBM addresses of the format are multiples of."""
+    if fmt == HbmFormat.FP32:
+        return 4
+    return 2 if fmt in (HbmFormat.BF16, HbmFormat.Q8_0, HbmFormat.Q4_1) else 1
+
+
+def rows_per_cycle(chip: Chip, fmt: HbmFormat, memory: Memory, row_stride: int) -> int:
+    """Rows of HBM (of codes, in block formats) that a piece holds at most.
+
+    The data path is `dma.bytes_per_cycle` wide, also where bf16 rows become rows of vmem twice as
+    wide. Rows of one piece lie in different banks of spm, and in different rows of vmem.
+    """
+    if memory == Memory.VMEM:
+        return chip.dma.bytes_per_cycle // (4 * chip.lanes) if row_stride else 1
+    bits, banks = fmt.format.bits, chip.spm.banks_per_stripe
+    rows = chip.dma.bytes_per_cycle * 8 // (bits * chip.lanes)
+    if bits < 16:
+        rows = min(rows, chip.dma.dequant_elements_per_cycle // chip.lanes)
+    most = banks // 2 if fmt == HbmFormat.FP32 else banks
+    return min(rows, most, banks // math.gcd(row_stride, banks))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +201,15 @@ def _check(core, i) -> None:
             f"fp32 in spm",
         ),
     ]
+    unit = alignment_bytes(i.format)
+    pitches = (i.hbm.offset, 0 if fmt.is_block else i.row_bytes, i.outer_bytes)
+    rules.append(
+        (
+            not any(p % unit for p in pitches),
+            f"address {i.hbm.offset}, row_bytes = {i.row_bytes} and outer_bytes = {i.outer_bytes} "
+            f"must be multiples of {unit} for {fmt.name.lower()}",
+        )
+    )
     for holds, rule in rules:
         if not holds:
             raise HardwareError(Fault.ILLEGAL_OPERAND, f"{i.mnemonic}: {rule}")

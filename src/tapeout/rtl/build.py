@@ -23,6 +23,7 @@ from tapeout.chip import Chip, to_toml
 
 from .boxes import Boxes
 from .core import MEMORIES, PER_QUEUE, Core
+from .dma import DATA_PORTS, REQUEST_STAGES, RESPONSE_STAGES
 from .fetch import ADDRESS_BITS
 from .sequencer import BASE
 
@@ -150,6 +151,9 @@ def _ports(core: Core) -> str:
         f"constexpr int kAddressBits = {ADDRESS_BITS}, kBaseBits = {BASE.size};",
         f"constexpr uint64_t kRequestCycles = {chip.dma.request_cycles};",
         f"constexpr uint64_t kResponseCycles = {chip.dma.response_cycles};",
+        f"constexpr uint64_t kRequestStages = {REQUEST_STAGES};",
+        f"constexpr uint64_t kResponseStages = {RESPONSE_STAGES};",
+        f"constexpr size_t kDataBytes = {chip.dma.bytes_per_cycle};",
         "tapeout::HbmParams hbm_params() {",
         "  tapeout::HbmParams p{};",
         f"  p.clock_ghz = {chip.clock_ghz!r};",
@@ -163,6 +167,9 @@ def _ports(core: Core) -> str:
     for q in range(chip.queue_count):
         for name in PER_QUEUE:
             index = "[0]" if name == "comes_word" else ""
+            lines.append(f"  ports[{q}].{name} = &top.q{q}_{name}{index};")
+        for name in DATA_PORTS if chip.queue_names[q].startswith("dma") else ():
+            index = "[0]" if name in ("data", "send_data") else ""
             lines.append(f"  ports[{q}].{name} = &top.q{q}_{name}{index};")
     # visit(first row, step to the next one, the macro's rows, bytes of a row)
     lines += ["}", "template <class Visit> void visit_rams(Vcore& top, int memory, Visit visit) {"]

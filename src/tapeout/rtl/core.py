@@ -11,6 +11,7 @@ from tapeout.chip import Chip
 from tapeout.isa.instruction import Fault
 from tapeout.isa.program import channel_bit
 
+from .dma import DmaEngine
 from .fetch import ADDRESS_BITS, PC_BITS
 from .memory import (
     BankedMemory,
@@ -30,7 +31,11 @@ from .vpu import VectorUnit
 # The engine of a kind of queue: a component with the ports of `sequencer.ENGINE` and of its
 # instructions, `now`, `bases` where it reaches HBM, ports `<memory>_...` to spm, vmem and acc, and
 # others that are ports of the core.
-ENGINES: dict[str, Callable[[Chip], wiring.Component]] = {"mxu": MatrixUnit, "vpu": VectorUnit}
+ENGINES: dict[str, Callable[[Chip], wiring.Component]] = {
+    "mxu": MatrixUnit,
+    "vpu": VectorUnit,
+    "dma": DmaEngine,
+}
 Memory = BankedMemory | VectorMemory
 MEMORIES: dict[str, Callable[[Chip, Ports], Memory]] = {
     "spm": scratchpad,
@@ -245,5 +250,5 @@ class Core(wiring.Component):
                         self.is_done.eq(1),
                         self.fault.eq(q.fault),
                         self.fault_queue.eq(Const(q.number, 5)),
-                        self.fault_pc.eq(q.pc),
+                        self.fault_pc.eq(q.fault_pc),
                     ]

@@ -27,6 +27,7 @@ ENGINE = {
     "fault": In(4),  # what is wrong with it
     "latency": In(CYCLE_BITS),  # cycles to its retirement (mxu, vpu)
     "done": In(1),  # the oldest transfer may retire in the next cycle (dma)
+    "late_fault": In(4),  # what is wrong with the last that issued (dma)
 }
 BASE = data.StructLayout(
     {"address": ADDRESS_BITS, "bytes": ADDRESS_BITS, "is_writable": 1, "is_given": 1}
@@ -146,7 +147,8 @@ class Sequencer(wiring.Component):
         comes, comes_word, request...: instruction fetch, see `FetchUnit`.
         load_request, load_address: a scalar load, in this cycle; value_comes, value: its answer.
         halted: the stream has ended. waits: it waits for tokens only.
-        fault: of the instruction that would issue now (`Fault.NONE` if it is sound), at `pc`.
+        fault: of the instruction that would issue now (`Fault.NONE` if it is sound), or of a
+            transfer before it, at `fault_pc`.
         issues, pc: an instruction issues. retires, retire_cycle: its retire cycle becomes known.
     """
 
@@ -179,6 +181,7 @@ class Sequencer(wiring.Component):
                 "waits": Out(1),
                 "is_quiet": Out(1),  # nothing is to retire
                 "fault": Out(4),
+                "fault_pc": Out(PC_BITS),
                 "issues": Out(1),
                 "pc": Out(PC_BITS),
                 "retires": Out(1),
@@ -214,6 +217,7 @@ class Sequencer(wiring.Component):
             loops.pc.eq(self.pc),
             next_pc.eq(self.pc),
             self.halted.eq(halted | (self.count == 0)),
+            self.fault_pc.eq(self.pc),
         ]
         m.d.sync += self.pc.eq(next_pc)
 
@@ -281,6 +285,12 @@ class Sequencer(wiring.Component):
             m.d.comb += fault.eq(Fault.TRAP)
         with m.If(uses_engine):
             m.d.comb += fault.eq(self.engine_fault)
+        if self.engine == "dma":
+            last_pc = Signal(PC_BITS)
+            with m.If(self.engine_start):
+                m.d.sync += last_pc.eq(self.pc)
+            with m.If(self.engine_late_fault != Fault.NONE):
+                m.d.comb += [self.fault.eq(self.engine_late_fault), self.fault_pc.eq(last_pc)]
         m.d.comb += [
             self.engine_opcode.eq(word[:OPCODE_BITS]),
             self.engine_first_iteration.eq(loops.is_empty | loops.is_first),

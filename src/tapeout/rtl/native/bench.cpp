@@ -3,6 +3,7 @@
 // tapeout.rtl.build.
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <vector>
@@ -20,9 +21,16 @@ struct Port {  // of one queue; see tapeout.rtl.core
   SData* request_words;
   CData *request, *comes, *load_request, *value_comes, *issues, *retires;
   WData* comes_word;
+  // Of DMA queues; see tapeout.rtl.dma.
+  QData* run_address = nullptr;
+  SData *run_bytes, *send_bytes, *data_take;
+  CData *run_request, *run_is_store, *sends, *data_comes, *data_ends;
+  WData *send_data, *data;
 };
 
-#include "ports.inc"  // kQueues, kRequestCycles, kResponseCycles, hbm_params(), bind(), visit_rams()
+// kQueues, kRequestCycles, kRequestStages (of those, in the core), kResponseCycles, kResponseStages,
+// kDataBytes, hbm_params(), bind(), visit_rams()
+#include "ports.inc"
 
 constexpr uint64_t kWordBytes = 64;
 
@@ -39,7 +47,22 @@ struct Word {
   uint64_t cycle, address;  // presented in this cycle
 };
 
+struct Request {
+  uint64_t arrival, address, bytes;
+  bool is_store = false;
+  std::vector<uint8_t> data = {};  // of a store
+};
+
+struct Run {
+  uint64_t cycle;  // from which it is there
+  std::vector<uint8_t> data;
+  size_t taken = 0;
+};
+
 struct Requests {  // of one queue
+  std::deque<Request> runs, values, lines;  // on their way to HBM
+  std::vector<uint8_t> sent;                // of the store that is not requested yet
+  std::deque<Run> back;                     // of DMA, oldest first
   std::deque<Word> words;
   uint64_t last_return = 0;
   uint64_t value_cycle = 0, value_address = 0;
@@ -75,6 +98,7 @@ class Bench {
       *ports_[q].code_base = code[2 * q];
       *ports_[q].count = IData(code[2 * q + 1]);
       *ports_[q].comes = *ports_[q].value_comes = 0;
+      if (ports_[q].run_address != nullptr) *ports_[q].data_comes = 0;
     }
     top_.rst = 1;
     tick();
@@ -83,11 +107,21 @@ class Bench {
     tick();
     top_.run = 0;
     for (uint64_t t = 0; t < limit; ++t) {
+      for (Requests& r : requests) run_arrives(r, memory, t);
+      for (Requests& r : requests) value_arrives(r, t);
+      for (Requests& r : requests) line_arrives(r, t);
       for (int q = 0; q < kQueues; ++q) answer(ports_[q], requests[q], memory, t);
       top_.eval();
       if (top_.is_done) return true;
-      for (int q = 0; q < kQueues; ++q) load(ports_[q], requests[q], t);
-      for (int q = 0; q < kQueues; ++q) fetch(ports_[q], requests[q], t);
+      for (int q = 0; q < kQueues; ++q) {
+        const Port& port = ports_[q];
+        Requests& r = requests[q];
+        if (port.run_address != nullptr) move_data(port, r, t);
+        if (*port.load_request) r.values.push_back({t + kRequestCycles, *port.load_address, 4});
+        if (*port.request)
+          r.lines.push_back(
+              {t + kRequestCycles, *port.request_address, *port.request_words * kWordBytes});
+      }
       for (int q = 0; q < kQueues; ++q) {
         if (*ports_[q].issues) {
           unretired[q].push_back(events_.size());
@@ -138,24 +172,65 @@ class Bench {
       std::memcpy(port.value, memory + r.value_address, 4);
       r.waits_for_value = false;
     }
+    if (port.run_address == nullptr) return;
+    *port.data_comes = !r.back.empty() && r.back.front().cycle <= t;
+    if (*port.data_comes) {
+      const Run& run = r.back.front();
+      const size_t bytes = std::min(run.data.size() - run.taken, kDataBytes);
+      std::memcpy(port.data, run.data.data() + run.taken, bytes);
+    }
   }
 
-  void load(Port& port, Requests& r, uint64_t t) {
-    if (!*port.load_request) return;
+  // What the engine takes of the run that has come, sends, and requests in this cycle.
+  static void move_data(const Port& port, Requests& r, uint64_t t) {
+    if (*port.data_comes) {
+      r.back.front().taken += *port.data_take;
+      if (*port.data_ends) r.back.pop_front();
+    }
+    if (*port.run_request) {
+      Request run{t + kRequestCycles - kRequestStages, *port.run_address, *port.run_bytes,
+                  *port.run_is_store != 0};
+      if (run.is_store) std::swap(run.data, r.sent);
+      r.runs.push_back(std::move(run));
+    }
+    if (*port.sends) {
+      const auto* const from = reinterpret_cast<const uint8_t*>(port.send_data);
+      r.sent.insert(r.sent.end(), from, from + *port.send_bytes);
+    }
+  }
+
+  void run_arrives(Requests& r, uint8_t* memory, uint64_t t) {
+    if (r.runs.empty() || r.runs.front().arrival != t) return;
+    const Request& run = r.runs.front();
+    const uint64_t done = hbm_.access(t, run.address, uint32_t(run.bytes), run.is_store);
+    Run back{done + kResponseCycles - kResponseStages, {}};
+    if (run.is_store) {
+      if (run.data.size() != run.bytes) std::abort();  // the engine sent another number of bytes
+      std::memcpy(memory + run.address, run.data.data(), run.bytes);
+    } else {
+      back.data.assign(memory + run.address, memory + run.address + run.bytes);
+    }
+    r.back.push_back(std::move(back));
+    r.runs.pop_front();
+  }
+
+  void value_arrives(Requests& r, uint64_t t) {
+    if (r.values.empty() || r.values.front().arrival != t) return;
     r.waits_for_value = true;
-    r.value_address = *port.load_address;
-    r.value_cycle =
-        hbm_.access(t + kRequestCycles, r.value_address, 4, false) + kResponseCycles - 1;
+    r.value_address = r.values.front().address;
+    r.value_cycle = hbm_.access(t, r.value_address, 4, false) + kResponseCycles - 1;
+    r.values.pop_front();
   }
 
-  void fetch(Port& port, Requests& r, uint64_t t) {
-    if (!*port.request) return;
-    const uint64_t words = *port.request_words, address = *port.request_address;
-    const uint64_t done =
-        hbm_.access(t + kRequestCycles, address, uint32_t(words * kWordBytes), false);
+  void line_arrives(Requests& r, uint64_t t) {
+    if (r.lines.empty() || r.lines.front().arrival != t) return;
+    const auto [arrival, address, bytes, is_store, data] = r.lines.front();
+    const uint64_t words = bytes / kWordBytes;
+    const uint64_t done = hbm_.access(t, address, uint32_t(bytes), false);
     r.last_return = std::max(r.last_return + words, done + kResponseCycles);
     for (uint64_t k = 0; k < words; ++k)
       r.words.push_back({r.last_return - (words - k), address + k * kWordBytes});
+    r.lines.pop_front();
   }
 
   VerilatedContext context_;

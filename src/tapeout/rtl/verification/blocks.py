@@ -149,18 +149,21 @@ class Maker:
         outer = rng.choice([1, 1, 1, 0, 2, 3])
         size = 1 if fmt.format.is_block else fmt.format.bytes_for(1, lanes)
         row = self.row(memory.name.lower(), 0 if is_load else (2 if pairs else 1) * rows, pairs)
+        unit = dma.alignment_bytes(fmt)
+        if rng.random() < 0.02:
+            unit = 1
         return cls(
-            hbm=self.hbm(queue, DATA if is_load else OUTPUT, rng.randrange(0, 2048)),
+            hbm=self.hbm(queue, DATA if is_load else OUTPUT, rng.randrange(0, 2048) // unit * unit),
             format=fmt,
             memory=memory,
             row=self.addr(queue, row),
             lane=rng.randrange(self.lanes - lanes + 1),
             lanes=lanes,
             rows=self.count(queue, rows),
-            row_bytes=rng.choice([size, size, 2 * size, size + 1, 0, 1]),
+            row_bytes=rng.choice([size, size, size, 2 * size, size + unit, 0, unit]),
             row_stride=(2 if pairs else 1) * rng.choice([1, 1, 1, 2, 3]),
             outer=self.count(queue, outer),
-            outer_bytes=rng.choice([0, 100, 700]),
+            outer_bytes=rng.choice([0, 100, 700, rows * size, (rows + 1) * size]),
             outer_rows=rng.choice([0, 16, 40]),
             indexed=indexed,
             index_rows=Addr(self.vmem_rows if indexed else 0),

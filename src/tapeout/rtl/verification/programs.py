@@ -4,7 +4,7 @@
     target = Interp(case.chip)            # or Sim
     outputs = case.run(target)            # {"b1": bytes, "spm": ..., "vmem": ..., "acc": ...}
 
-A program grows block by block (`program_blocks`). Each block runs at once on a copy of the
+A program grows block by block (`blocks`). Each block runs at once on a copy of the
 definition's own state; where the checker finds an unordered access, the block gets a token from the
 queue it names, or `drain`, and runs again; what is illegal for other reasons is thrown away. So
 every program is sound by construction, and its tokens are about the fewest that it needs.

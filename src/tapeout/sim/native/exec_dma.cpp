@@ -1,4 +1,6 @@
 // DMA transfers: what they move, at issue, and the pieces of HBM whose runs are timed later.
+#include <bit>
+
 #include "formats.hpp"
 #include "machine.hpp"
 
@@ -10,12 +12,13 @@ using isa::Fault;
 using isa::HbmFormat;
 
 constexpr int64_t kCountMax = 65535, kBlockRows = 32;
+constexpr uint64_t kTakeUp = 1, kIndexedTakeUp = 4;  // cycles from issue to the first request
 constexpr int64_t kAheadRows = 16;  // measured: about a memory latency of copying
 
 struct Shape {
   math::Format format;
   int64_t group_rows;   // rows of a unit
-  int64_t unit_bytes;
+  int64_t unit_bytes, scale_bytes;
   bool block, spm, pairs;
   int64_t units;        // of an outer step
   int64_t unit_step;    // bytes from unit to unit
@@ -24,6 +27,12 @@ struct Shape {
 bool is_block(HbmFormat f) {
   return f == HbmFormat::Q8_0 || f == HbmFormat::Q4_1 || f == HbmFormat::MXFP8_E4M3 ||
          f == HbmFormat::MXFP8_E5M2 || f == HbmFormat::MXFP4;
+}
+
+// 4-byte formats and fp16 scales: addresses are multiples of what an element takes.
+int64_t alignment(HbmFormat f) {
+  if (f == HbmFormat::FP32) return 4;
+  return f == HbmFormat::BF16 || f == HbmFormat::Q8_0 || f == HbmFormat::Q4_1 ? 2 : 1;
 }
 
 bool is_nibbles(HbmFormat f) { return f == HbmFormat::Q4_1 || f == HbmFormat::MXFP4; }
@@ -54,12 +63,46 @@ Shape shape_of(const Now& i, int64_t lanes, const char* name) {
   if (s.pairs && (i.row % 2 != 0 || i.row_stride % 2 != 0 || i.outer_rows % 2 != 0))
     refuse("row = " + std::to_string(i.row) + " and the strides " + std::to_string(i.row_stride) +
            " and " + std::to_string(i.outer_rows) + " must be even for fp32 in spm");
+  if (const int64_t unit = alignment(f);
+      ((i.hbm.offset | (s.block ? 0 : i.row_bytes) | i.outer_bytes) & (unit - 1)) != 0)
+    refuse("address " + std::to_string(i.hbm.offset) + ", row_bytes = " +
+           std::to_string(i.row_bytes) + " and outer_bytes = " + std::to_string(i.outer_bytes) +
+           " must be multiples of " + std::to_string(unit) + " for this format");
   s.format = math::Format(i.format);
   s.group_rows = s.block ? kBlockRows : 1;
   s.unit_bytes = int64_t(math::bytes_for(s.format, size_t(s.group_rows), size_t(i.lanes)));
+  s.scale_bytes =
+      s.block ? s.unit_bytes - kBlockRows * i.lanes / (is_nibbles(f) ? 2 : 1) : 0;
   s.units = s.block ? i.rows / kBlockRows : i.rows;
   s.unit_step = s.block ? s.unit_bytes : i.row_bytes;
   return s;
+}
+
+// What of the transfer a cycle takes; rows as in tapeout.isa.dma.rows_per_cycle.
+template <class Now>
+Pieces pieces_of(const isa::ChipParams& chip, int64_t lanes, uint64_t interleave_bytes,
+                 const Now& i, const Shape& s) {
+  const int64_t bytes = chip.dma.bytes_per_cycle, banks = chip.spm.banks_per_stripe;
+  const int64_t row_bits = (s.unit_bytes - s.scale_bytes) * 8 / s.group_rows;
+  const int64_t element_bits = row_bits / i.lanes;
+  int64_t rows;
+  if (!s.spm) {
+    rows = i.row_stride == 0 ? 1 : bytes / (4 * lanes);
+  } else {
+    rows = bytes * 8 / (element_bits * lanes);
+    if (element_bits < 16) rows = std::min(rows, chip.dma.dequant_elements_per_cycle / lanes);
+    const int64_t stride = i.row_stride | banks;
+    rows = std::min({rows, s.pairs ? banks / 2 : banks, banks / (stride & -stride)});
+  }
+  Pieces p;
+  p.rows = uint32_t(rows);
+  p.row_bytes = uint32_t(row_bits / 8);
+  p.scale_bytes = uint32_t(s.scale_bytes);
+  const bool touch = s.unit_step == s.unit_bytes && !s.block && !i.indexed;
+  p.part_bytes = uint64_t(touch ? s.units * s.unit_bytes : s.unit_bytes);
+  p.part = p.within(0, p.part_bytes);
+  p.even = !s.block && std::has_single_bit(p.row_bytes) && p.row_bytes <= interleave_bytes;
+  return p;
 }
 
 }  // namespace
@@ -74,7 +117,8 @@ void Machine::transfer(Queue& q, const Now& i, bool store) {
   g.outer = 0;
   g.list.clear();
   g.list_at = 0;
-  g.elements_numerator = 0;
+  g.take_up = i.indexed ? kIndexedTakeUp : kTakeUp;
+  g.copies = i.format == int64_t(HbmFormat::BF16) || i.format == int64_t(HbmFormat::FP32);
   if (i.rows == 0 || i.outer == 0) return;
 
   const Base& base = base_of(i.hbm.base);
@@ -136,10 +180,7 @@ void Machine::transfer(Queue& q, const Now& i, bool store) {
   if (store && !base.writable)
     stop(Fault::HBM_PROTECTION, "base b" + std::to_string(i.hbm.base) +
                                     " is read-only: bind a writable segment to store to");
-  if (i.format != int64_t(HbmFormat::BF16) && i.format != int64_t(HbmFormat::FP32)) {
-    g.elements_numerator = s.block ? uint64_t(kBlockRows * i.lanes) : 1;
-    g.elements_denominator = s.block ? uint64_t(s.unit_bytes) : 1;
-  }
+  g.pieces = pieces_of(chip_, lanes_, interleave_bytes_, i, s);
 
   const Space space = s.spm ? Space::spm : Space::vmem;
   const int64_t last = i.row + (i.outer - 1) * i.outer_rows + (i.rows - 1) * i.row_stride;

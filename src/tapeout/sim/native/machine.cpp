@@ -104,8 +104,6 @@ Machine::Machine(const isa::ChipParams& chip, const HbmParams& hbm,
       request_cycles_(uint64_t(chip.dma.request_cycles)),
       response_cycles_(uint64_t(chip.dma.response_cycles)),
       interleave_bytes_(uint64_t(chip.hbm.interleave_bytes)),
-      data_bytes_(uint64_t(chip.dma.bytes_per_cycle)),
-      dequant_(uint64_t(chip.dma.dequant_elements_per_cycle)),
       line_instructions_(chip.seq.fetch_line_instructions),
       fetch_lines_(chip.seq.fetch_lines),
       retire_entries_(uint64_t(chip.seq.retire_entries)) {

@@ -147,7 +147,7 @@ class Machine {
   ZeroArray<float> vmem_, acc_;
   DequantCache dequantised_;
   Checker checker_;
-  uint64_t credits_, request_cycles_, response_cycles_, interleave_bytes_, data_bytes_, dequant_;
+  uint64_t credits_, request_cycles_, response_cycles_, interleave_bytes_;
   int64_t line_instructions_, fetch_lines_;
   uint64_t retire_entries_;
   uint32_t channel_mask_ = 0;

@@ -75,6 +75,47 @@ struct Segment {
   uint64_t address = 0, bytes = 0;
 };
 
+// What the data of a transfer passes in a cycle: docs/timing.md, "Pieces". A segment is a sequence of
+// parts (an outer step of touching rows, one row, or one group of a block format), all alike.
+struct Pieces {
+  uint32_t rows = 1;        // of HBM a piece takes at most
+  uint32_t row_bytes = 1;   // of elements, or of codes
+  uint32_t scale_bytes = 0;  // before the codes of a group
+  uint64_t part_bytes = 1;
+  uint64_t part = 1;        // pieces of a whole part
+  bool even = false;        // row_bytes is a power of two that divides interleave units; no scales
+
+  bool starts_row(uint64_t at) const { return (at & (row_bytes - 1)) == 0; }  // where `even`
+
+  // Pieces of bytes [from, to) of a part.
+  uint64_t within(uint64_t from, uint64_t to) const {
+    const uint64_t scales = scale_bytes;
+    return (from < scales ? 1 : 0) +
+           (to > scales ? of_rows(from > scales ? from - scales : 0, to - scales) : 0);
+  }
+  // The same of a part without scales.
+  uint64_t of_rows(uint64_t from, uint64_t to) const {
+    return ((to + row_bytes - 1) / row_bytes - from / row_bytes + rows - 1) / rows;
+  }
+  // Pieces of a run of `bytes` from byte `at` of a part on; `at` moves to the run's end.
+  uint64_t run(uint64_t& at, uint64_t bytes) const {
+    const uint64_t left = part_bytes - at;
+    if (bytes < left) {
+      const uint64_t from = at;
+      at += bytes;
+      return within(from, at);
+    }
+    uint64_t pieces = at == 0 ? part : within(at, part_bytes);
+    bytes -= left;
+    if (bytes >= part_bytes) {
+      pieces += bytes / part_bytes * part;
+      bytes %= part_bytes;
+    }
+    at = bytes;
+    return bytes == 0 ? pieces : pieces + within(0, bytes);
+  }
+};
+
 // The transfer whose runs are being requested.
 struct Generator {
   bool active = false, store = false;
@@ -86,8 +127,10 @@ struct Generator {
   uint64_t at = 0, end = 0;  // of the current segment
   uint64_t issue = 0;
   bool first = false;
-  // Elements of a run = ceil(bytes * elements_numerator / elements_denominator); 0: raw format.
-  uint64_t elements_numerator = 0, elements_denominator = 1, full_run_cycles = 1;
+  Pieces pieces;
+  uint64_t in_part = 0;      // byte of the current part at which the run after the head begins
+  uint64_t take_up = 1;      // cycles from issue to the first request
+  bool copies = false;       // values come from HBM as they are
   // The run at the head: [at, at + bytes).
   uint32_t bytes = 0;
   uint64_t cycles = 1, generated = 0, arrival = 0;

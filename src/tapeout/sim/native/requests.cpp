@@ -33,13 +33,15 @@ void take(Generator& g) {
 
 }  // namespace
 
-// Joins consecutive pieces that touch; false when the transfer has no more.
+// Joins consecutive pieces that touch, unless they are indexed; false when the transfer has no more.
 bool Machine::next_segment(Generator& g) {
   Segment piece;
   if (!peek(g, piece)) return false;
   take(g);
   g.at = piece.address;
   g.end = piece.address + piece.bytes;
+  g.in_part = 0;
+  if (!g.list.empty()) return true;
   while (peek(g, piece) && piece.address == g.end) {
     g.end += piece.bytes;
     take(g);
@@ -54,17 +56,8 @@ inline bool Machine::next_run(Queue& q) {
   const uint64_t room = interleave_bytes_ - (g.at & (interleave_bytes_ - 1));
   const uint64_t bytes = std::min(room, g.end - g.at);
   g.bytes = uint32_t(bytes);
-  if (bytes == interleave_bytes_) {
-    g.cycles = g.full_run_cycles;
-  } else {
-    g.cycles = (bytes + data_bytes_ - 1) / data_bytes_;
-    if (g.elements_numerator != 0) {
-      const uint64_t elements =
-          (bytes * g.elements_numerator + g.elements_denominator - 1) / g.elements_denominator;
-      g.cycles = std::max(g.cycles, (elements + dequant_ - 1) / dequant_);
-    }
-  }
-  const uint64_t earliest = g.first ? g.issue : g.last_generated + 1;
+  g.cycles = g.pieces.run(g.in_part, bytes);
+  const uint64_t earliest = g.first ? g.issue + g.take_up : g.last_generated + 1;
   g.first = false;
   g.last_generated = std::max(earliest, g.credit_free[g.slot]);
   if (g.store) {
@@ -82,13 +75,8 @@ void Machine::data_runs(Queue& q, uint64_t bound) {
   for (;;) {
     const uint64_t done = hbm_.access(g.arrival, g.at, g.bytes, g.store);
     const uint64_t back = done + response_cycles_;
-    if (g.store) {
-      g.last_return = std::max(g.last_return, back);
-      report_.hbm_write_bytes += g.bytes;
-    } else {
-      g.last_return = std::max(g.last_return + g.cycles, back);
-      report_.hbm_read_bytes += g.bytes;
-    }
+    g.last_return = std::max(g.last_return, back) + (g.store ? 1 : g.cycles);
+    (g.store ? report_.hbm_write_bytes : report_.hbm_read_bytes) += g.bytes;
     ++q.counters.runs;
     g.credit_free[g.slot] = g.last_return + 1;
     g.slot = g.slot + 1 == credits_ ? 0 : g.slot + 1;
@@ -111,14 +99,19 @@ void Machine::data_runs(Queue& q, uint64_t bound) {
 // most of a run's time goes here. The run at the head is left as next_run() leaves it.
 void Machine::full_loads(Queue& q, uint64_t bound) {
   Generator& g = q.generator;
-  const uint64_t bytes = interleave_bytes_, cycles = g.cycles;
+  const uint64_t bytes = interleave_bytes_;
   // The last arrival whose key is below `bound`.
   const uint64_t last = (bound - 1 - uint64_t(q.id)) >> 7;
   const uint64_t start = g.at;
   // Values will be read from there soon: the host's own fetch goes ahead beside this loop's work.
-  const bool ask = functional_ && g.elements_numerator == 0;
+  const bool ask = functional_ && g.copies;
   const int shift = std::countr_zero(bytes);
   uint64_t left = ((g.end - g.at) >> shift) - 1;
+  const Pieces pieces = g.pieces;
+  uint64_t cycles = g.cycles, in_part = g.in_part;
+  // Every unit takes the same cycles where rows divide it and all lie in one part.
+  const bool alike = pieces.even && in_part >= bytes && pieces.starts_row(in_part) &&
+                     in_part + (g.end - g.at) - bytes <= pieces.part_bytes;
   uint64_t at = start, arrival = g.arrival, generated = g.last_generated, back = g.last_return;
   uint64_t* const ring = g.credit_free.data();
   size_t slot = g.slot;
@@ -129,7 +122,8 @@ void Machine::full_loads(Queue& q, uint64_t bound) {
     const uint64_t following = std::max(generated + 1, ring[next]);
     if (following + request_cycles_ > last) break;
     if (ask) __builtin_prefetch(host_.data() + at, 0, 2);
-    back = std::max(back + cycles, hbm_.read_unit(arrival, at) + response_cycles_);
+    back = std::max(back, hbm_.read_unit(arrival, at) + response_cycles_) + cycles;
+    if (!alike) cycles = pieces.run(in_part, bytes);
     ring[slot] = back + 1;
     slot = next;
     at += bytes;
@@ -141,6 +135,9 @@ void Machine::full_loads(Queue& q, uint64_t bound) {
   g.last_generated = generated;
   g.last_return = back;
   g.slot = slot;
+  g.cycles = cycles;
+  g.in_part = alike ? in_part + (at - start) : in_part;
+  if (g.in_part == pieces.part_bytes) g.in_part = 0;
   const uint64_t units = (at - start) >> shift;
   hbm_.count_units(units);
   report_.hbm_read_bytes += at - start;
@@ -152,14 +149,6 @@ void Machine::start_transfer(Queue& q, uint64_t t, uint32_t posts, uint32_t even
   g.issue = t;
   g.first = true;
   g.at = g.end = 0;
-  uint64_t cycles = (interleave_bytes_ + data_bytes_ - 1) / data_bytes_;
-  if (g.elements_numerator != 0) {
-    const uint64_t elements =
-        (interleave_bytes_ * g.elements_numerator + g.elements_denominator - 1) /
-        g.elements_denominator;
-    cycles = std::max(cycles, (elements + dequant_ - 1) / dequant_);
-  }
-  g.full_run_cycles = cycles;
   if (!next_run(q)) {  // nothing moves
     g.list.clear();
     retire(q, t + 1, posts, event);
@@ -175,7 +164,7 @@ void Machine::finish_transfer(Queue& q) {
   keys_[size_t(q.id)] = kUnknown;
   g.active = false;
   g.list.clear();
-  g.free = (g.store ? g.last_sent : g.last_generated) + 1;
+  g.free = g.store ? g.last_sent : g.last_generated;
   q.pending[0].earliest = g.last_return + 1;
   for (const PendingRetire& p : q.pending)
     retire_known(q, p.earliest, p.posts, p.takes_place, q.pending_clocks.data() + p.clock,

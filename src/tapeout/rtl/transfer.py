@@ -1,0 +1,209 @@
+"""A transfer of the DMA engine as its issue sees it: what is wrong with it, and what its runs and
+pieces need.
+
+Contract: the faults of `tapeout.isa.dma`, and G of docs/timing.md ("Pieces").
+"""
+
+from collections.abc import Callable
+
+from amaranth.hdl import Array, C, Cat, Module, Mux, Signal, Value, signed
+from amaranth.lib import data
+from amaranth.utils import exact_log2
+
+from tapeout.chip import Chip
+from tapeout.isa.dma import BLOCK_ROWS, HbmFormat, Memory, alignment_bytes, rows_per_cycle
+from tapeout.isa.fields import COUNT_MAX
+from tapeout.isa.instruction import Fault
+
+from .decode import any_of
+from .fetch import ADDRESS_BITS
+
+COUNT_BITS = 16
+PITCH_BITS = 40  # of outer_bytes; row_bytes takes 32
+LANE_BITS = 9
+ROW_BYTES_BITS = 11  # of lanes elements: 256 x 4 at most
+UNIT_BITS = 14  # of a row or a group: 256 x 34 at most
+ROW_BITS = 20
+STRIDE_BITS = 12
+
+# What a run's pieces need, wherever they are worked on.
+SHAPE = data.StructLayout(
+    {
+        "format": 4,
+        "memory": 1,
+        "lane": LANE_BITS,
+        "lanes": LANE_BITS,
+        "row": ROW_BITS,
+        "rows": COUNT_BITS,
+        "row_stride": STRIDE_BITS,
+        "outer_rows": ROW_BITS,
+        "row_bytes": ROW_BYTES_BITS,  # of HBM: elements or codes of a row
+        "most_rows": 6,  # of a piece
+    }
+)
+# What its segments need. A unit is a row, a group, an outer step or all, as far as they touch.
+SEGMENTS = data.StructLayout(
+    {
+        "address": ADDRESS_BITS,  # of the first unit
+        "unit_bytes": ADDRESS_BITS,
+        "unit_step": 32,
+        "units": COUNT_BITS,  # in an outer step
+        "outer": COUNT_BITS,
+        "outer_step": PITCH_BITS,
+        "ends_touch": 1,  # the last unit of an outer step and the first of the next
+        "indexed": 1,
+        "index_row": ROW_BITS,
+        "row_bytes": 32,  # pitch of indexed rows
+        "low": ADDRESS_BITS,  # of the base's segment
+        "high": ADDRESS_BITS,
+    }
+)
+
+
+def is_one_of(value: Value, formats: list[HbmFormat]) -> Value:
+    return any_of([value == int(f) for f in formats])
+
+
+def by_format(value: Value, choose: Callable[[HbmFormat], Value | int]) -> Value:
+    """`choose(format)` of the format that `value` holds; numbers without a format give anything."""
+    known = {int(f): Value.cast(choose(f)) for f in HbmFormat}
+    if not any(v.shape().signed for v in known.values()):  # slices of the choice need one width
+        width = max(len(v) for v in known.values())
+        known = {n: Cat(v, C(0, width - len(v))) for n, v in known.items()}
+    first = next(iter(known.values()))
+    return Array(known.get(n, first) for n in range(max(known) + 1))[value]
+
+
+BLOCKS = [f for f in HbmFormat if f.format.is_block]
+NIBBLES = [f for f in HbmFormat if f.format.bits == 4]
+WORDS = [HbmFormat.BF16, HbmFormat.FP32]
+
+
+class Issue:
+    """The presented transfer: combinational values of its resolved operands.
+
+    Attributes:
+        fault: of `Fault`. moves: whether it has runs.
+        shape, segments: as `SHAPE` and `SEGMENTS`.
+    """
+
+    def __init__(self, m: Module, chip: Chip, i: data.View, is_store: Value, base: data.View):
+        self.fault = Signal(4)
+        self.moves = Signal()
+        self.shape = Signal(SHAPE)
+        self.segments = Signal(SEGMENTS)
+        self._chip, self._i = chip, i
+        is_block = is_one_of(i.format, BLOCKS)
+        pairs = (i.memory == Memory.SPM) & (i.format == HbmFormat.FP32)
+        m.d.comb += self.moves.eq((i.rows != 0) & (i.outer != 0))
+
+        # How far it reaches in HBM and in memory; counts are legal where that matters.
+        rows, outer = i.rows.as_unsigned()[:COUNT_BITS], i.outer.as_unsigned()[:COUNT_BITS]
+        unit = Signal(UNIT_BITS)
+        step = Signal(32)
+        units = Signal(COUNT_BITS)
+        span = Signal(COUNT_BITS + 34)  # bytes of an outer step
+        reach = Signal(COUNT_BITS + PITCH_BITS + 2)  # of all
+        end = Signal(signed(COUNT_BITS + PITCH_BITS + 4))
+        m.d.comb += [
+            unit.eq(by_format(i.format, lambda f: i.lanes * _unit_bits_of_a_lane(f) >> 3)),
+            step.eq(Mux(is_block, unit, i.row_bytes)),
+            units.eq(Mux(is_block, rows >> exact_log2(BLOCK_ROWS), rows)),
+            span.eq((units - 1).as_unsigned()[:COUNT_BITS] * step + unit),
+            reach.eq((outer - 1).as_unsigned()[:COUNT_BITS] * i.outer_bytes + span),
+            end.eq(i.hbm.offset + Mux(i.indexed, 0, reach)),
+        ]
+        last = Signal(signed(ROW_BITS + COUNT_BITS + 4))
+        m.d.comb += last.eq(i.row + (outer - 1) * i.outer_rows + (rows - 1) * i.row_stride + pairs)
+        self._judge(m, is_store, is_block, pairs, base, end, last)
+        self._describe(m, is_block, base, rows, outer, unit, step, units, span, reach)
+
+    def _judge(
+        self, m: Module, is_store: Value, is_block: Value, pairs: Value, base: data.View,
+        end: Value, last: Value,
+    ) -> None:  # fmt: skip
+        i, chip = self._i, self._chip
+        strides_odd = i.row[0] | i.row_stride[0] | i.outer_rows[0]
+        pitches = i.hbm.offset.as_unsigned() | Mux(is_block, 0, i.row_bytes) | i.outer_bytes
+        illegal = any_of([
+            is_store & ~is_one_of(i.format, WORDS),
+            (i.lanes == 0) | (i.lane + i.lanes > chip.lanes),
+            *((n < 0) | (n > COUNT_MAX) for n in (i.rows, i.outer)),
+            is_block & (i.rows[: exact_log2(BLOCK_ROWS)] != 0),
+            is_block & i.indexed,
+            is_one_of(i.format, NIBBLES) & i.lanes[0],
+            (i.memory == Memory.VMEM) & ~is_one_of(i.format, WORDS),
+            pairs & strides_odd,
+            (pitches & by_format(i.format, lambda f: alignment_bytes(f) - 1)) != 0,
+        ])  # fmt: skip
+        index_last = i.index_rows + ((i.rows - 1) >> exact_log2(chip.lanes))
+        outside = ~base.is_given | (~i.indexed & ((i.hbm.offset < 0) | (end > base.bytes)))
+        memory_rows = Mux(i.memory == Memory.SPM, chip.spm.rows, chip.vmem.rows)
+        with m.If(illegal):
+            m.d.comb += self.fault.eq(Fault.ILLEGAL_OPERAND)
+        with m.Elif(self.moves):
+            with m.If(~base.is_given):
+                m.d.comb += self.fault.eq(Fault.HBM_BOUNDS)
+            with m.Elif(i.indexed & ((i.index_rows < 0) | (index_last >= chip.vmem.rows))):
+                m.d.comb += self.fault.eq(Fault.VMEM_BOUNDS)
+            with m.Elif(outside):
+                m.d.comb += self.fault.eq(Fault.HBM_BOUNDS)
+            with m.Elif(is_store & ~base.is_writable):
+                m.d.comb += self.fault.eq(Fault.HBM_PROTECTION)
+            with m.Elif((i.row < 0) | (last >= memory_rows)):
+                m.d.comb += self.fault.eq(
+                    Mux(i.memory == Memory.SPM, Fault.SPM_BOUNDS, Fault.VMEM_BOUNDS)
+                )
+
+    def _describe(
+        self, m: Module, is_block: Value, base: data.View, rows: Value, outer: Value, unit: Value,
+        step: Value, units: Value, span: Value, reach: Value,
+    ) -> None:  # fmt: skip
+        i, shape, segments = self._i, self.shape, self.segments
+        m.d.comb += [getattr(shape, n).eq(getattr(i, n)) for n in (
+            "format", "memory", "lane", "lanes", "row", "rows", "row_stride", "outer_rows"
+        )]  # fmt: skip
+        m.d.comb += [
+            shape.row_bytes.eq(by_format(i.format, lambda f: (i.lanes * f.format.bits) >> 3)),
+            shape.most_rows.eq(self._most_rows()),
+        ]
+        # Units that touch are one unit.
+        inside = Signal()  # an outer step is one
+        ends = Signal()
+        m.d.comb += [
+            inside.eq(~i.indexed & ((step == unit) | (units == 1))),
+            ends.eq(~i.indexed & (i.outer_bytes == span)),
+            segments.address.eq(base.address + i.hbm.offset),
+            segments.unit_bytes.eq(Mux(inside, Mux(ends, reach, span), unit)),
+            segments.unit_step.eq(step),
+            segments.units.eq(Mux(inside, 1, units)),
+            segments.outer.eq(Mux(inside & ends, 1, outer)),
+            segments.outer_step.eq(i.outer_bytes),
+            segments.ends_touch.eq(ends & ~inside),
+            segments.indexed.eq(i.indexed),
+            segments.index_row.eq(i.index_rows),
+            segments.row_bytes.eq(i.row_bytes),
+            segments.low.eq(base.address),
+            segments.high.eq(base.address + base.bytes),
+        ]
+
+    def _most_rows(self) -> Value:
+        """G: by format and memory, less where rows meet in banks."""
+        i, chip = self._i, self._chip
+        banks = chip.spm.banks_per_stripe
+        spm = by_format(i.format, lambda f: rows_per_cycle(chip, f, Memory.SPM, 1))
+        vmem = rows_per_cycle(chip, HbmFormat.FP32, Memory.VMEM, 1)
+        apart: Value | int = 1  # banks / gcd(row_stride, banks): by the stride's lowest one
+        for bit in reversed(range(exact_log2(banks))):
+            apart = Mux(i.row_stride[bit], banks >> bit, apart)
+        return Mux(
+            i.memory == Memory.SPM,
+            Mux(apart < spm, apart, spm),
+            Mux(i.row_stride == 0, 1, vmem),
+        )
+
+
+def _unit_bits_of_a_lane(fmt: HbmFormat) -> int:
+    """Bits of a lane's share of a row, or of a group with its scales."""
+    f = fmt.format
+    return 8 * f.scale_bytes + BLOCK_ROWS * f.bits if f.is_block else f.bits
