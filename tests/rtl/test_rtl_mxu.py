@@ -3,31 +3,16 @@
 import numpy as np
 import pytest
 from mxu_programs import MatrixProgram
+from rtl_chips import CHIPS, PARAMS
 
-from tapeout.chip import Chip, load
+from tapeout.chip import Chip
 from tapeout.rtl.target import Rtl
 from tapeout.sim import Sim
 
-CHIPS = {
-    "tiny": load("tiny"),
-    "odd": load(
-        "tiny",
-        ["mxu.rows=6", "mxu.cols=8", "lanes=8", "mxu.adder_stages=3", "mxu.column_group=3",
-         "mxu.load_rows_per_cycle=4", "mxu.load_rows_per_cycle_transposed=4",
-         "mxu.accumulate_cycles=6", "vpu.sublanes=4", "dma.queues=1"],
-    ),
-    "deep": load(
-        "tiny",
-        ["mxu.adder_stages=1", "mxu.column_group=1", "mxu.load_rows_per_cycle=1",
-         "mxu.load_rows_per_cycle_transposed=2", "mxu.accumulate_cycles=3", "vpu.sublanes=1",
-         "spm.banks_per_stripe=8", "spm.rows_per_bank=24", "dma.queues=1"],
-    ),
-}  # fmt: skip
 
-
-@pytest.fixture(scope="module", params=CHIPS.values(), ids=CHIPS)
+@pytest.fixture(scope="module", params=PARAMS)
 def chip(request: pytest.FixtureRequest) -> Chip:
-    return request.param
+    return CHIPS[request.param]
 
 
 @pytest.mark.parametrize("seed", range(20))

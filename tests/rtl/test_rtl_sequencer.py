@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from rtl_chips import CHIPS, PARAMS
 from scalar_programs import ScalarProgram
 
-from tapeout.chip import Chip, load
+from tapeout.chip import Chip
 from tapeout.isa import errors, seq
 from tapeout.isa.assembler import assemble
 from tapeout.isa.errors import ProgramError
@@ -15,20 +16,11 @@ from tapeout.rtl.target import Rtl
 from tapeout.sim import Sim
 
 HBM_BYTES = 1 << 20
-CHIPS = {
-    "tiny": load("tiny"),
-    "scarce": load(
-        "tiny",
-        ["dma.queues=1", "seq.fetch_lines=2", "seq.fetch_line_instructions=4",
-         "hbm.interleave_bytes=128", "tokens.latency_cycles=1", "seq.retire_entries=2",
-         "seq.registers=10", "dma.request_cycles=8", "dma.response_cycles=9"],
-    ),
-}  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=CHIPS.values(), ids=CHIPS)
+@pytest.fixture(scope="module", params=PARAMS)
 def chip(request: pytest.FixtureRequest) -> Chip:
-    return request.param
+    return CHIPS[request.param]
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from rtl_chips import CHIPS, PARAMS
 from vector_maps import Maps
 
-from tapeout.chip import Chip, load
+from tapeout.chip import Chip
 from tapeout.isa import Addr, Count, Kind, Operand, Program, seq
 from tapeout.isa.errors import ProgramError
 from tapeout.isa.instruction import Instruction, Resolved
@@ -17,25 +18,9 @@ from tapeout.rtl.target import Rtl
 from tapeout.sim import Sim
 
 HBM_BYTES = 1 << 24
-CHIPS = {
-    "tiny": load("tiny"),
-    "narrow": load(
-        "tiny",
-        ["mxu.rows=4", "vpu.sublanes=1", "vpu.adder_stages=3", "vpu.function_steps=3",
-         "spm.banks_per_stripe=2", "spm.rows_per_bank=128"],
-    ),
-    "wide": load(
-        "tiny",
-        ["mxu.rows=4", "vpu.sublanes=4", "vpu.adder_stages=2", "vpu.function_steps=5",
-         "spm.banks_per_stripe=2", "spm.rows_per_bank=128"],
-    ),
-}  # fmt: skip
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(n, marks=pytest.mark.slow if n == "wide" else ()) for n in CHIPS],
-)
+@pytest.fixture(scope="module", params=PARAMS)
 def chip(request: pytest.FixtureRequest) -> Chip:
     return CHIPS[request.param]
 
