@@ -221,7 +221,8 @@ class Builder:
     def free_packed(self, t: Tensor) -> None:
         """Gives back what `packed` made."""
         depth = -(-t.width // self.chip.lanes)
-        self.free(replace(t, rows=t.rows * depth, width=self.chip.lanes))
+        rows = t.rows * depth
+        self.free(replace(t, rows=rows, width=self.chip.lanes, tile_stride=rows))
 
     def ring(
         self, rows: int, width: int, slots: int, *, avoid: tuple[Tensor, ...] = ()

@@ -76,6 +76,11 @@ void put(WData* to, int bit, uint64_t value, int width) {
   }
 }
 
+// Without worker threads: the model has one, and a worker's end can be missed.
+struct Context : VerilatedContext {
+  Context() { threads(1); }
+};
+
 class Bench {
  public:
   Bench() : top_(&context_), hbm_(hbm_params()) { bind(top_, ports_); }
@@ -233,7 +238,7 @@ class Bench {
     r.lines.pop_front();
   }
 
-  VerilatedContext context_;
+  Context context_;
   Vcore top_;
   tapeout::Hbm hbm_;
   Port ports_[kQueues];

@@ -8,6 +8,7 @@
 extern "C" uint64_t sequence_run(uint32_t function, uint64_t interval, const uint32_t* x,
                                  uint32_t* result, uint64_t count, uint64_t limit) {
   VerilatedContext context;
+  context.threads(1);  // no workers
   Vfunction top(&context);
   top.rst = 1;
   top.clk = 0;

@@ -9,6 +9,7 @@
 extern "C" void vectors_run(const uint32_t* a, const uint32_t* b, const uint32_t* c,
                             uint32_t* result, uint64_t count, uint64_t latency_cycles) {
   VerilatedContext context;
+  context.threads(1);  // no workers
   Vfma top(&context);
   for (uint64_t t = 0; t < count + latency_cycles; ++t) {
     top.a = t < count ? a[t] : 0;
