@@ -23,6 +23,10 @@ _DEFAULT_HBM_BYTES = 1 << 30
 _EVENT = np.dtype([("queue", "<i4"), ("pc", "<i4"), ("issue", "<u8"), ("retire", "<u8")])
 
 
+class HardwareDefect(RuntimeError):
+    """The core did what no program may make it do."""
+
+
 class RtlUnsupported(ValueError):
     """A program with instructions that the hardware does not have yet."""
 
@@ -71,6 +75,7 @@ class Rtl(HostHbm):
         for name in ("bench_fault_pc", "bench_event_count"):
             getattr(self._native, name).restype = ctypes.c_uint64
         self._native.bench_events.restype = ctypes.c_void_p
+        self._native.bench_wrong.restype = ctypes.c_char_p
         self._bench = ctypes.c_void_p(self._native.bench_create())
 
     def __del__(self) -> None:
@@ -115,6 +120,7 @@ class Rtl(HostHbm):
 
         Raises:
             ProgramError: of the class that names the broken rule (`tapeout.isa.errors`).
+            HardwareDefect: the core reached outside HBM, or the like.
             TimeoutError: the run takes more than `limit_cycles`.
         """
         bases = np.zeros((MAX_BASES, 4), np.uint64)
@@ -124,10 +130,13 @@ class Rtl(HostHbm):
         ended = self._native.bench_run(
             self._bench,
             ctypes.c_void_p(self._hbm.ctypes.data),
+            ctypes.c_uint64(len(self._hbm)),
             ctypes.c_void_p(bases.ctypes.data),
             ctypes.c_void_p(code.ctypes.data),
             ctypes.c_uint64(self.limit_cycles),
         )
+        if ended < 0:
+            raise HardwareDefect(self._native.bench_wrong(self._bench).decode())
         if not ended:
             raise TimeoutError(
                 f"the program has not ended after {self.limit_cycles} cycles: raise limit_cycles"

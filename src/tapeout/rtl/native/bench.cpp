@@ -6,6 +6,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "Vcore.h"
@@ -83,10 +85,15 @@ struct Context : VerilatedContext {
 
 class Bench {
  public:
+  std::string wrong;  // what the core did in the last run
+
   Bench() : top_(&context_), hbm_(hbm_params()) { bind(top_, ports_); }
 
   // Runs the program in memory until the core is done: false where `limit` cycles pass before.
-  bool run(uint8_t* memory, const Base* bases, const uint64_t* code, uint64_t limit) {
+  // Throws std::logic_error where the core does what no program may make it do.
+  bool run(uint8_t* memory, uint64_t bytes, const Base* bases, const uint64_t* code,
+           uint64_t limit) {
+    memory_bytes_ = bytes;
     events_.clear();
     hbm_.reset();
     Requests requests[kQueues] = {};
@@ -132,8 +139,10 @@ class Bench {
           unretired[q].push_back(events_.size());
           events_.push_back({q, int32_t(*ports_[q].pc), t, 0});
         }
-        if (*ports_[q].retires)
+        if (*ports_[q].retires) {
+          if (retired[q] == unretired[q].size()) throw std::logic_error("a retirement of nothing");
           events_[unretired[q][retired[q]++]].retire = *ports_[q].retire_cycle;
+        }
       }
       tick();
     }
@@ -190,6 +199,8 @@ class Bench {
   static void move_data(const Port& port, Requests& r, uint64_t t) {
     if (*port.data_comes) {
       r.back.front().taken += *port.data_take;
+      if (r.back.front().taken > r.back.front().data.size())
+        throw std::logic_error("more data taken than came");
       if (*port.data_ends) r.back.pop_front();
     }
     if (*port.run_request) {
@@ -204,13 +215,19 @@ class Bench {
     }
   }
 
+  void require_inside(uint64_t address, uint64_t bytes) const {
+    if (address > memory_bytes_ || bytes > memory_bytes_ - address)
+      throw std::logic_error("a request outside HBM");
+  }
+
   void run_arrives(Requests& r, uint8_t* memory, uint64_t t) {
     if (r.runs.empty() || r.runs.front().arrival != t) return;
     const Request& run = r.runs.front();
+    require_inside(run.address, run.bytes);
     const uint64_t done = hbm_.access(t, run.address, uint32_t(run.bytes), run.is_store);
     Run back{done + kResponseCycles - kResponseStages, {}};
     if (run.is_store) {
-      if (run.data.size() != run.bytes) std::abort();  // the engine sent another number of bytes
+      if (run.data.size() != run.bytes) throw std::logic_error("a store of too much or too little");
       std::memcpy(memory + run.address, run.data.data(), run.bytes);
     } else {
       back.data.assign(memory + run.address, memory + run.address + run.bytes);
@@ -222,6 +239,7 @@ class Bench {
   void value_arrives(Requests& r, uint64_t t) {
     if (r.values.empty() || r.values.front().arrival != t) return;
     r.waits_for_value = true;
+    require_inside(r.values.front().address, 4);
     r.value_address = r.values.front().address;
     r.value_cycle = hbm_.access(t, r.value_address, 4, false) + kResponseCycles - 1;
     r.values.pop_front();
@@ -230,6 +248,7 @@ class Bench {
   void line_arrives(Requests& r, uint64_t t) {
     if (r.lines.empty() || r.lines.front().arrival != t) return;
     const auto [arrival, address, bytes, is_store, data] = r.lines.front();
+    require_inside(address, bytes);
     const uint64_t words = bytes / kWordBytes;
     const uint64_t done = hbm_.access(t, address, uint32_t(bytes), false);
     r.last_return = std::max(r.last_return + words, done + kResponseCycles);
@@ -238,6 +257,7 @@ class Bench {
     r.lines.pop_front();
   }
 
+  uint64_t memory_bytes_ = 0;
   Context context_;
   Vcore top_;
   tapeout::Hbm hbm_;
@@ -250,10 +270,17 @@ class Bench {
 extern "C" {
 Bench* bench_create() { return new Bench; }
 void bench_destroy(Bench* bench) { delete bench; }
-int bench_run(Bench* bench, uint8_t* memory, const uint64_t* bases, const uint64_t* code,
-              uint64_t limit) {
-  return bench->run(memory, reinterpret_cast<const Base*>(bases), code, limit);
+// 1: the core is done, 0: not yet, -1: it did what `bench_wrong` says.
+int bench_run(Bench* bench, uint8_t* memory, uint64_t bytes, const uint64_t* bases,
+              const uint64_t* code, uint64_t limit) {
+  try {
+    return bench->run(memory, bytes, reinterpret_cast<const Base*>(bases), code, limit);
+  } catch (const std::logic_error& error) {
+    bench->wrong = error.what();
+    return -1;
+  }
 }
+const char* bench_wrong(const Bench* bench) { return bench->wrong.c_str(); }
 void bench_copy(Bench* bench, int memory, uint8_t* data, int write) {
   bench->copy(memory, data, write != 0);
 }

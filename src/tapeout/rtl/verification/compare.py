@@ -16,7 +16,7 @@ from tapeout.isa.errors import ProgramError
 from tapeout.isa.instruction import Fault
 from tapeout.isa.interp import Interp
 from tapeout.isa.program import Program
-from tapeout.rtl.target import Rtl
+from tapeout.rtl.target import HardwareDefect, Rtl
 from tapeout.sim import Sim
 
 from .programs import Case
@@ -70,7 +70,10 @@ def compare(case: Case, *, limit_cycles: int = 1 << 22) -> Agreement | Differenc
     if sim.error is not None and sim.error.fault == Fault.NONE:
         raise Unsound(str(sim.error))
     limit = limit_cycles if sim.error is not None else sim.result.cycles + 1000
-    rtl = _run(case, Rtl(case.chip, hbm_bytes=HBM_BYTES, limit_cycles=limit))
+    try:
+        rtl = _run(case, Rtl(case.chip, hbm_bytes=HBM_BYTES, limit_cycles=limit))
+    except (HardwareDefect, TimeoutError) as error:
+        return Difference(f"the hardware: {error}")
     if sim.error is not None or rtl.error is not None:
         return _compare_errors(case, sim, rtl)
     interp = _run(case, Interp(case.chip, hbm_bytes=HBM_BYTES))
