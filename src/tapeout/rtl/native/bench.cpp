@@ -78,7 +78,7 @@ void put(WData* to, int bit, uint64_t value, int width) {
   }
 }
 
-// Without worker threads: the model has one, and a worker's end can be missed.
+// One thread is what the model has; without this, every context keeps a pool of workers.
 struct Context : VerilatedContext {
   Context() { threads(1); }
 };
@@ -88,6 +88,9 @@ class Bench {
   std::string wrong;  // what the core did in the last run
 
   Bench() : top_(&context_), hbm_(hbm_params()) { bind(top_, ports_); }
+  // A model's end erases its names in the thread's context, whichever bench made that last.
+  ~Bench() { Verilated::threadContextp(&context_); }
+  Bench(const Bench&) = delete;
 
   // Runs the program in memory until the core is done: false where `limit` cycles pass before.
   // Throws std::logic_error where the core does what no program may make it do.

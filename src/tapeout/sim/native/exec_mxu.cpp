@@ -63,8 +63,7 @@ void Machine::exec_matmul(const isa::MxuMatmulNow& i, bool first_iteration) {
   swap_tiles();
   Tile& tile = tiles_[active_];
   constexpr int64_t kCountMax = 65535;
-  // No product of a register and a field leaves 64 bits.
-  const int64_t total = i.outer * i.rows;
+  const int64_t total = i.rows <= kCountMax ? i.outer * i.rows : kCountMax + 1;
   if (i.rows < 1 || i.outer < 1 || total > kCountMax || tile.k == 0)
     stop(Fault::ILLEGAL_OPERAND,
          "mxu.matmul takes 1 to " + std::to_string(kCountMax) +
