@@ -95,3 +95,12 @@ def test_flipped_bits_of_a_word(bit: int, chip: Chip) -> None:
     got = outcome(Rtl(chip, hbm_bytes=HBM_BYTES, limit_cycles=10_000), text, words)
     assert got[0] == expected[0]
     assert expected[0] in WHOLE or got == expected
+
+
+def test_benches_end_in_any_order() -> None:
+    """Verilator erases a model's names in the thread's last context, which may be gone."""
+    first, second = (Rtl(CHIPS["tiny"], hbm_bytes=HBM_BYTES) for _ in range(2))
+    del second
+    third = Rtl(CHIPS["tiny"], hbm_bytes=HBM_BYTES)
+    del first
+    del third

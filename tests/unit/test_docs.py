@@ -23,7 +23,7 @@ def blocks(language: str) -> list[tuple[Path, str]]:
 
 
 def commands() -> list:
-    """Each `$ tapeout` line of the console blocks; those that compile a model are slow."""
+    """Each `$ tapeout` line of the console blocks; those that compile a model or hardware are slow."""
     lines = {
         line.removeprefix("$ ")
         for _, text in blocks("console")
@@ -32,7 +32,7 @@ def commands() -> list:
     }
     slow = [pytest.mark.slow, pytest.mark.model, pytest.mark.torch]
     return [
-        pytest.param(line, marks=slow if re.match("tapeout (run|chat)", line) else [])
+        pytest.param(line, marks=slow if re.match("tapeout (run|chat|verify)", line) else [])
         for line in sorted(lines)
     ]
 
