@@ -23,7 +23,7 @@ def blocks(language: str) -> list[tuple[Path, str]]:
 
 
 def commands() -> list:
-    """Each `$ tapeout` line of the console blocks; those that compile a model or hardware are slow."""
+    """Each `$ tapeout` line of the console blocks; what compiles models or hardware is slow."""
     lines = {
         line.removeprefix("$ ")
         for _, text in blocks("console")
