@@ -8,6 +8,7 @@ from test_isa_programs import without_one_token
 from timing_reference import TimedRun
 
 from tapeout.chip import Chip, load
+from tapeout.isa.assembler import assemble
 from tapeout.isa.errors import ProgramError
 from tapeout.isa.interp import Interp
 from tapeout.rtl.verification.programs import Case, random_program
@@ -86,3 +87,22 @@ def test_cycles_of_the_stepper(seed: int, chip: Chip) -> None:
         issued = list(zip(trace.pc[mine].tolist(), trace.issue[mine].tolist(), strict=True))
         assert issued == [(pc, entry.issue) for pc, entry in queue.events]
         assert trace.retire[mine].tolist() == [entry.retire for _, entry in queue.events]
+
+
+@pytest.mark.parametrize("function", ["", " function=neg"])
+def test_the_result_may_take_the_place_of_the_last_operand(function: str) -> None:
+    """d is the result's row: it is read before the first combination's result goes anywhere."""
+    where = f"dst=vmem[1:0:0]{function}"
+    text = f"""
+    .queue vpu
+      vpu.map rows=1 a=#3.0 dst=vmem[0:0:0]
+      vpu.map rows=1 a=#5.0 dst=vmem[1:0:0]
+      seq.nop drain
+      vpu.map rows=1 a=vmem[0:0:0] b=#2.0 combine=mul d=vmem[1:0:0] combine2=sub {where}
+      seq.halt
+    """
+    rows = []
+    for target in (Interp(CHIPS["tiny"], hbm_bytes=HBM_BYTES), Sim(CHIPS["tiny"])):
+        target.run(target.load(assemble(text, CHIPS["tiny"]), {}))
+        rows.append(target.peek("vmem")[1].tolist())
+    assert rows[0] == rows[1] == [(-6.0 if function else 6.0) - 5.0] * 8

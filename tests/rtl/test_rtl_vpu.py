@@ -25,7 +25,7 @@ def chip(request: pytest.FixtureRequest) -> Chip:
     return CHIPS[request.param]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def target(chip: Chip) -> Rtl:
     return Rtl(chip, hbm_bytes=HBM_BYTES, limit_cycles=200_000)
 

@@ -194,7 +194,9 @@ void MapExecution::run() {
       const math::Operand a = {
           constant ? &i_.a.value : load_a(t, m, n, buffer_a_, buffer_p_), constant};
       float* const direct = stores ? target(t, m) : nullptr;
-      float* const out = direct != nullptr ? direct : buffer_out_;
+      float* const last = direct != nullptr ? direct : buffer_out_;
+      // d may be the result's own row: nothing goes there before d has been read.
+      float* const out = second != Combine2::U ? buffer_out_ : last;
       math::Operand u = combined(a, t, m, n, out);
       if (u.is_scalar) {
         std::fill(buffer_a_, buffer_a_ + n, u.data[0]);
@@ -210,8 +212,8 @@ void MapExecution::run() {
                                             math::Op::sub, math::Op::mul, math::Op::max,
                                             math::Op::min};
         const bool swap = second == Combine2::RSUB;
-        math::combine(kOps[int(second)], swap ? d : u, swap ? u : d, u, out, size_t(n));
-        u.data = out;
+        math::combine(kOps[int(second)], swap ? d : u, swap ? u : d, u, last, size_t(n));
+        u.data = last;
       }
       if (stores && u.data != direct) store(u.data, t, m, n);
       if (reduces) reduce_row(u.data, t, m, n);
