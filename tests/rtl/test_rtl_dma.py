@@ -58,10 +58,9 @@ def test_random_transfers(seed: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["narrow", "wide"])
-def test_random_transfers_of_other_chips(name: str) -> None:
+def test_random_transfers_of_a_narrow_chip() -> None:
     for seed in range(25):
-        equal(transfer_program(seed, CHIPS[name]))
+        equal(transfer_program(seed, CHIPS["narrow"]))
 
 
 def one_load(**fields: Any) -> Case:
