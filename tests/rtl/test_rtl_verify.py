@@ -1,5 +1,6 @@
 """Random programs of everything on interp, sim and hardware; what a difference is made into."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -50,13 +51,13 @@ class Wrong(Sim):
         return SimpleNamespace(events=events, cycles=result.cycles)
 
 
-def hardware(fault: str) -> type:
+def hardware(fault: str) -> Callable[..., Sim]:
     def make(chip: Any, *, hbm_bytes: int, limit_cycles: int) -> Sim:
         target = Wrong(chip, hbm_bytes=hbm_bytes)
         target.fault = fault
         return target
 
-    return make  # type: ignore[return-value]
+    return make
 
 
 def test_targets_that_agree(monkeypatch: pytest.MonkeyPatch) -> None:

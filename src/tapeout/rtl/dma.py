@@ -21,6 +21,7 @@ from .fetch import ADDRESS_BITS
 from .memory import spm_reads, spm_writes, vmem_reads, vmem_writes
 from .operands import resolved_layout
 from .pieces import RUN_BITS, PieceWalker
+from .pipeline import delayed
 from .runs import RunGenerator
 from .sequencer import BASES, ENGINE
 from .transfer import SHAPE, WORDS, Issue
@@ -121,7 +122,7 @@ class DmaEngine(wiring.Component):
             run.is_last.eq(generator.is_last),
         ]
         ends, last_ends = self._take(m, run, generator.take, begins & ~is_store, issue.shape)
-        after = _delayed(m, Cat(ends, last_ends), RESPONSE_STAGES + 1, "returned")
+        after = delayed(m, Cat(ends, last_ends), RESPONSE_STAGES + 1, "returned", resets=True)
         m.d.comb += returned.eq(after[0])
         self._finish(m, issue.moves, after[1])
         return m
@@ -176,7 +177,8 @@ class DmaEngine(wiring.Component):
         ]
         m.d.sync += [waits.eq(generator.take & stores), waiting.eq(request)]
         m.d.comb += asks.eq(waits | (generator.take & ~stores))
-        out = _delayed(m, Cat(asks, Mux(waits, waiting, request)), REQUEST_STAGES, "request")
+        asked = Cat(asks, Mux(waits, waiting, request))
+        out = delayed(m, asked, REQUEST_STAGES, "request", resets=True)
         held = Signal(REQUEST)
         m.d.comb += [
             held.eq(out[1:]),
@@ -244,11 +246,3 @@ class DmaEngine(wiring.Component):
             self.done.eq(empty | counted | at_once),
         ]
         m.d.sync += finished.eq(finished + last_returned - counted)
-
-
-def _delayed(m: Module, value: Value, cycles: int, name: str) -> Value:
-    for stage in range(cycles):
-        held = Signal(len(value), name=f"{name}_{stage}")
-        m.d.sync += held.eq(value)
-        value = held
-    return value

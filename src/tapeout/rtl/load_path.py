@@ -15,7 +15,7 @@ from tapeout.isa.dma import HbmFormat, Memory
 from .decode import any_of
 from .dequantise import Dequantiser, kind_of
 from .memory import spm_writes, vmem_writes
-from .pieces import PIECE, slot_elements, slot_holds, slot_row, slots
+from .pieces import PIECE, next_stage, slot_elements, slot_holds, slot_row, slots
 from .shift import left, right
 from .transfer import ROW_BITS
 
@@ -59,19 +59,12 @@ class LoadPath(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         rows = self._aligned(m)
-        takes, piece = self._delayed(m, self.takes, self.piece, "aligned")
+        takes, piece = next_stage(m, self.takes, self.piece, "aligned")
         lanes, masks = self._placed(m, rows, piece)
-        takes, piece = self._delayed(m, takes, piece, "placed")
+        takes, piece = next_stage(m, takes, piece, "placed")
         scales = self._scales(m, takes, piece, lanes, masks)
         self._rows(m, takes, piece, lanes, masks, scales)
         return m
-
-    def _delayed(
-        self, m: Module, takes: Value, piece: data.View, name: str
-    ) -> tuple[Signal, data.View]:
-        later, its = Signal(name=f"{name}_takes"), Signal(PIECE, name=f"{name}_piece")
-        m.d.sync += [later.eq(takes), its.eq(piece)]
-        return later, its
 
     def _aligned(self, m: Module) -> list[Signal]:
         """By slot: the bytes of its row."""
@@ -169,7 +162,7 @@ class LoadPath(wiring.Component):
         m.d.comb += writes.eq(takes & ~piece.is_scale)
         takes = writes
         for stage in range(Dequantiser.STAGES):
-            takes, piece = self._delayed(m, takes, piece, f"wait_{stage}")
+            takes, piece = next_stage(m, takes, piece, f"wait_{stage}")
             for k in range(self.slots):
                 mask, value = (
                     Signal(n, name=f"mask_{k}_{stage}"),

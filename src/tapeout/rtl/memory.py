@@ -19,35 +19,35 @@ from .decode import any_of
 from .ram import Ram, RamShape
 
 
-class RowReads(wiring.Signature):
-    """Reads of `count` rows a cycle, from the engine's side; data comes in the next cycle."""
+class RowPort(wiring.Signature):
+    """A port of `count` rows a cycle, from the engine's side; `others` are its members for data."""
 
-    def __init__(self, count: int, rows: int, lanes: int, element_bits: int) -> None:
+    def __init__(
+        self, count: int, rows: int, lanes: int, element_bits: int, others: dict[str, wiring.Member]
+    ) -> None:
         self.count, self.rows, self.lanes, self.element_bits = count, rows, lanes, element_bits
         self.row_bits = max(1, (rows - 1).bit_length())
-        super().__init__(
-            {
-                "enable": Out(count),
-                "row": Out(data.ArrayLayout(self.row_bits, count)),
-                "data": In(data.ArrayLayout(lanes * element_bits, count)),
-            }
-        )
+        row = Out(data.ArrayLayout(self.row_bits, count))
+        super().__init__({"enable": Out(count), "row": row, **others})
 
 
-class RowWrites(wiring.Signature):
-    """Writes of `count` rows a cycle, from the engine's side; `mask` chooses lanes."""
+class RowReads(RowPort):
+    """Reads; data comes in the next cycle."""
 
     def __init__(self, count: int, rows: int, lanes: int, element_bits: int) -> None:
-        self.count, self.rows, self.lanes, self.element_bits = count, rows, lanes, element_bits
-        self.row_bits = max(1, (rows - 1).bit_length())
-        super().__init__(
-            {
-                "enable": Out(count),
-                "row": Out(data.ArrayLayout(self.row_bits, count)),
-                "data": Out(data.ArrayLayout(lanes * element_bits, count)),
-                "mask": Out(data.ArrayLayout(lanes, count)),
-            }
-        )
+        come = {"data": In(data.ArrayLayout(lanes * element_bits, count))}
+        super().__init__(count, rows, lanes, element_bits, come)
+
+
+class RowWrites(RowPort):
+    """Writes; `mask` chooses lanes."""
+
+    def __init__(self, count: int, rows: int, lanes: int, element_bits: int) -> None:
+        go = {
+            "data": Out(data.ArrayLayout(lanes * element_bits, count)),
+            "mask": Out(data.ArrayLayout(lanes, count)),
+        }
+        super().__init__(count, rows, lanes, element_bits, go)
 
 
 Ports = Mapping[str, RowReads | RowWrites]

@@ -54,6 +54,13 @@ PIECE = data.StructLayout(
 WIDTHS = [4, 8, 16, 32]
 
 
+def next_stage(m: Module, takes: Value, piece: data.View, name: str) -> tuple[Signal, data.View]:
+    """A piece on its way, a cycle later: (there is one, it)."""
+    later, its = Signal(name=f"{name}_takes"), Signal(PIECE, name=f"{name}_piece")
+    m.d.sync += [later.eq(takes), its.eq(piece)]
+    return later, its
+
+
 class PieceWalker(wiring.Component):
     """Walks the rows of transfers:
 

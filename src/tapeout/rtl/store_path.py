@@ -13,7 +13,7 @@ from tapeout.isa.dma import HbmFormat, Memory
 
 from .decode import any_of
 from .memory import spm_reads, vmem_reads
-from .pieces import PIECE, slot_holds, slot_row, slots
+from .pieces import PIECE, next_stage, slot_holds, slot_row, slots
 from .shift import left, right
 from .transfer import LANE_BITS
 
@@ -51,20 +51,13 @@ class StorePath(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         self._read(m)
-        takes, piece = self._delayed(m, self.takes, self.piece, "read")
+        takes, piece = next_stage(m, self.takes, self.piece, "read")
         rows = self._at_slots(m, piece)
-        takes, piece = self._delayed(m, takes, piece, "came")
+        takes, piece = next_stage(m, takes, piece, "came")
         packed = self._packed(m, rows, piece)
-        takes, piece = self._delayed(m, takes, piece, "packed")
+        takes, piece = next_stage(m, takes, piece, "packed")
         self._send(m, takes, piece, packed)
         return m
-
-    def _delayed(
-        self, m: Module, takes: Value, piece: data.View, name: str
-    ) -> tuple[Signal, data.View]:
-        later, its = Signal(name=f"{name}_takes"), Signal(PIECE, name=f"{name}_piece")
-        m.d.sync += [later.eq(takes), its.eq(piece)]
-        return later, its
 
     def _bank_here(self, piece: data.View, k: int, bank: int) -> Value:
         """Whether slot k's row, or half of it, lies in the bank."""

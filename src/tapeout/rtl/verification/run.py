@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from tapeout.chip import Chip
 from tapeout.isa.assembler import disassemble
 
-from .compare import Agreement, Difference, Unsound, compare
+from .compare import Difference, Unsound, compare
 from .coverage import Coverage
 from .faults import with_fault
 from .minimise import fewest_blocks, minimised
@@ -114,6 +114,3 @@ def _failure(chip: Chip, seed: int, planted: int, found: Difference) -> Failure:
         assert isinstance(again, Difference)
         found = again
     return Failure(seed, blocks, planted, found.what, disassemble(case.program, chip))
-
-
-__all__ = ["Agreement", "Campaign", "Failure", "verify"]
