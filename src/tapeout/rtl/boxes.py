@@ -33,6 +33,11 @@ class Boxes:
         texts += self._converted()
         return "\n".join([*(self._macros[n] for n in sorted(self._macros)), *texts])
 
+    def verilator_configuration(self) -> str:
+        """Keeps each module one C++ class, whose code all its instances share."""
+        apart = [f'no_inline -module "{name}"' for name in sorted(self._done)]
+        return "\n".join(["`verilator_config", *apart, ""])
+
     def _converted(self) -> Iterator[str]:
         while waiting := sorted(set(self._components) - self._done):
             name = waiting[0]
@@ -53,8 +58,9 @@ def box(platform: object, name: str, component: wiring.Component) -> Elaboratabl
     platform.add(name, component)
     component._MustUse__silence = True  # only the first of a name is converted
     ports: dict = {"i_clk": ClockSignal(), "i_rst": ResetSignal()}
-    for port, member in component.signature.members.items():
-        ports[f"{'i' if member.flow is In else 'o'}_{port}"] = getattr(component, port)
+    for path, member, value in component.signature.flatten(component):
+        port = "__".join(map(str, path))
+        ports[f"{'i' if member.flow is In else 'o'}_{port}"] = value
     m = Module()
     m.submodules.box = Instance(name, **ports)
     return m

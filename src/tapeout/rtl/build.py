@@ -7,13 +7,15 @@ Entries lie in `$XDG_CACHE_HOME/tapeout/rtl` (`~/.cache/tapeout/rtl`).
 """
 
 import dataclasses
+import fcntl
 import hashlib
 import importlib.util
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +35,9 @@ _HBM = [_PACKAGE / "sim" / "native" / name for name in ("hbm.hpp", "hbm.cpp")]
 # What the core and the bench are written in; the hardware's checks have packages of their own.
 _FOLDERS = ("chip", "isa", "numerics", "rtl", "rtl/native")
 _FLAGS = ["-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "-Wno-lint",
+          # What these rename or merge across instances keeps alike modules from sharing code: twice
+          # the C++, and a slower core for it.
+          "-fno-gate", "-fno-dfg", "-fno-table", "-Wno-UNOPTFLAT",
           # Large functions take the C++ compiler minutes.
           "--inline-mult", "2000", "--output-split-cfuncs", "2000"]  # fmt: skip
 
@@ -57,8 +62,12 @@ def library(chip: Chip, *, folder: Path | None = None) -> Path:
     """
 
     def files() -> dict[str, str]:
-        core = Core(chip)
-        return {"core.v": core_verilog(core), "ports.inc": _ports(core)}
+        core, boxes = Core(chip), Boxes()
+        return {
+            "core.v": boxes.convert(core, "core"),
+            "core.vlt": boxes.verilator_configuration(),
+            "ports.inc": _ports(core),
+        }
 
     return compiled(chip.name, "core", to_toml(chip), files, [_BENCH, *_HBM], folder=folder)
 
@@ -77,8 +86,8 @@ def compiled(
     Args:
         name: begins the library's name.
         parameters: tell this library from others of the same sources.
-        files: writes `<top>.v` and other files that the sources include, by name; called where the
-            cache has no library.
+        files: writes `<top>.v`, configuration files of Verilator (.vlt) and what the sources
+            include, by name; called where the cache has no library.
     """
     folder = folder or _cache_folder()
     verilator, root = _verilator()
@@ -87,9 +96,15 @@ def compiled(
     if place.is_file():
         return place
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".build-", dir=folder) as scratch:
+    with (
+        _locked(place.with_suffix(".lock")),
+        tempfile.TemporaryDirectory(prefix=".build-", dir=folder) as scratch,
+    ):
+        if place.is_file():  # built by another process meanwhile
+            return place
         work = Path(scratch)
-        for file, content in files().items():
+        written = files()
+        for file, content in written.items():
             (work / file).write_text(content)
         for source in sources:
             shutil.copy(source, work)
@@ -98,14 +113,23 @@ def compiled(
             "MAKEFLAGS": "CFG_CXXFLAGS_PCH_I=-include CFG_CXXFLAGS_STD=-std=gnu++20",
         }
         _call(
-            [verilator, "--cc", f"{top}.v", *(s.name for s in sources if s.suffix == ".cpp"),
+            [verilator, "--cc", *(f for f in written if f.endswith(".vlt")), f"{top}.v",
+             *(s.name for s in sources if s.suffix == ".cpp"),
              "--top-module", top, "--prefix", f"V{top}", "--Mdir", "obj", "--exe", "--build",
-             "-j", "2", "-o", "library.so", "-LDFLAGS", "-shared",
+             "-j", "2", "-o", "library.so", "-LDFLAGS", "-shared", "--vpi",
              "-CFLAGS", "-fPIC -ffp-contract=off -I..", "-MAKEFLAGS", _OPTIMISATION, *_FLAGS],
             work, environment,
         )  # fmt: skip
         os.replace(work / "obj" / "library.so", place)
     return place
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Waits until no other process holds the file's lock."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @cache
@@ -172,13 +196,12 @@ def _ports(core: Core) -> str:
         for name in DATA_PORTS if chip.queue_names[q].startswith("dma") else ():
             index = "[0]" if name in ("data", "send_data") else ""
             lines.append(f"  ports[{q}].{name} = &top.q{q}_{name}{index};")
-    # visit(first row, step to the next one, the macro's rows, bytes of a row)
-    lines += ["}", "template <class Visit> void visit_rams(Vcore& top, int memory, Visit visit) {"]
+    # memory, scope of the macro, its first row, the step to the next one, rows, bytes of a row
+    lines += ["}", "constexpr Macro kMacros[] = {"]
     for ram in core.rams():
         memory = list(MEMORIES).index(ram.memory)
-        rows = f"top.rootp->core__DOT__{ram.path.replace('.', '__DOT__')}__DOT__rows"
         lines.append(
-            f"  if (memory == {memory}) "
-            f"visit({ram.first_row}, {ram.row_step}, {rows}, {ram.shape.width // 8});"
+            f'  {{{memory}, "TOP.core.{ram.path}", {ram.first_row}, {ram.row_step}, '
+            f"{ram.shape.depth}, {ram.shape.width // 8}}},"
         )
-    return "\n".join([*lines, "}", ""])
+    return "\n".join([*lines, "};", ""])

@@ -11,6 +11,7 @@ from tapeout.chip import Chip
 from tapeout.isa.instruction import Fault
 from tapeout.isa.program import channel_bit
 
+from .boxes import box
 from .dma import DmaEngine
 from .fetch import ADDRESS_BITS, PC_BITS
 from .memory import (
@@ -143,7 +144,7 @@ class Core(wiring.Component):
             found += [
                 PlacedRam(
                     name,
-                    f"{name}.{memory.bank_name(stripe, bank)}.macro",
+                    f"{name}.{memory.ram_path(stripe, bank)}",
                     stripe * memory.rows_per_stripe + bank,
                     memory.banks,
                     memory.shape,
@@ -162,7 +163,7 @@ class Core(wiring.Component):
         with m.If(active):
             m.d.sync += self.now.eq(self.now + 1)
         for q, queue in enumerate(queues):
-            m.submodules[f"queue_{queue.name}"] = queue
+            m.submodules[f"queue_{queue.name}"] = box(platform, f"queue_{queue.engine}", queue)
             m.d.comb += [
                 queue.active.eq(active & ~self.is_done),
                 queue.now.eq(self.now),
@@ -171,17 +172,17 @@ class Core(wiring.Component):
             for name, port in PER_QUEUE.items():
                 mine, its = getattr(self, f"q{q}_{name}"), getattr(queue, name)
                 m.d.comb += its.eq(mine) if port.flow is In else mine.eq(its)
-        self._engines(m)
+        self._engines(m, platform)
         channels = self._channels(m, queues)
         self._ending(m, queues, channels, active)
         return m
 
-    def _engines(self, m: Module) -> None:
+    def _engines(self, m: Module, platform: object) -> None:
         for name, memory in self.memories.items():
             m.submodules[name] = memory
         for number, engine in self.engines.items():
             queue = self.queues[number]
-            m.submodules[f"engine_{queue.name}"] = engine
+            m.submodules[f"engine_{queue.name}"] = box(platform, f"engine_{queue.engine}", engine)
             members = engine.signature.members
             for name in ("now", "bases"):
                 if name in members:

@@ -12,6 +12,23 @@ ADDRESS_BITS = 40
 PC_BITS = 32
 
 
+FETCH: dict = {
+    "active": In(1),
+    "code_base": In(ADDRESS_BITS),
+    "count": In(PC_BITS),
+    "low": In(PC_BITS),
+    "pc": In(PC_BITS),
+    "next_pc": In(PC_BITS),
+    "word": Out(WORD_BITS),
+    "has_word": Out(1),
+    "request": Out(1),
+    "request_address": Out(ADDRESS_BITS),
+    "request_words": Out(9),
+    "comes": In(1),
+    "comes_word": In(WORD_BITS),
+}
+
+
 class FetchUnit(wiring.Component):
     """Window of instruction lines:
 
@@ -30,25 +47,11 @@ class FetchUnit(wiring.Component):
         comes, comes_word: the next word of the runs requested.
     """
 
-    active: In(1)
-    code_base: In(ADDRESS_BITS)
-    count: In(PC_BITS)
-    low: In(PC_BITS)
-    pc: In(PC_BITS)
-    next_pc: In(PC_BITS)
-    word: Out(WORD_BITS)
-    has_word: Out(1)
-    request: Out(1)
-    request_address: Out(ADDRESS_BITS)
-    request_words: Out(9)
-    comes: In(1)
-    comes_word: In(WORD_BITS)
-
     def __init__(self, chip: Chip) -> None:
         self.lines = chip.seq.fetch_lines
         self.line_words = chip.seq.fetch_line_instructions
         self.run_words = chip.hbm.interleave_bytes // WORD_BYTES
-        super().__init__()
+        super().__init__(FETCH)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()

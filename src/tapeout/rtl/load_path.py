@@ -12,6 +12,7 @@ from amaranth.utils import exact_log2
 from tapeout.chip import Chip
 from tapeout.isa.dma import HbmFormat, Memory
 
+from .boxes import box
 from .decode import any_of
 from .dequantise import Dequantiser, kind_of
 from .memory import spm_writes, vmem_writes
@@ -63,7 +64,7 @@ class LoadPath(wiring.Component):
         lanes, masks = self._placed(m, rows, piece)
         takes, piece = next_stage(m, takes, piece, "placed")
         scales = self._scales(m, takes, piece, lanes, masks)
-        self._rows(m, takes, piece, lanes, masks, scales)
+        self._rows(m, platform, takes, piece, lanes, masks, scales)
         return m
 
     def _aligned(self, m: Module) -> list[Signal]:
@@ -138,7 +139,7 @@ class LoadPath(wiring.Component):
         return held
 
     def _rows(
-        self, m: Module, takes: Value, piece: data.View, lanes: list[Signal],
+        self, m: Module, platform: object, takes: Value, piece: data.View, lanes: list[Signal],
         masks: list[Signal], scales: list[data.View],
     ) -> None:  # fmt: skip
         n = self.chip.lanes
@@ -149,7 +150,7 @@ class LoadPath(wiring.Component):
             values = []
             for lane in range(n):
                 unit = Dequantiser()
-                m.submodules[f"dequantise_{k}_{lane}"] = unit
+                m.submodules[f"dequantise_{k}_{lane}"] = box(platform, "dequantiser", unit)
                 m.d.comb += [
                     unit.kind.eq(kind),
                     unit.code.eq(lanes[k][lane * bits : lane * bits + min(8, bits)]),

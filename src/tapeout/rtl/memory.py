@@ -15,6 +15,7 @@ from amaranth.utils import exact_log2
 
 from tapeout.chip import Chip
 
+from .boxes import box
 from .decode import any_of
 from .ram import Ram, RamShape
 
@@ -53,6 +54,11 @@ class RowWrites(RowPort):
 Ports = Mapping[str, RowReads | RowWrites]
 
 
+def _position(port: RowReads | RowWrites) -> RowReads | RowWrites:
+    """The part of a port that is one of its positions."""
+    return type(port)(1, port.rows, port.lanes, port.element_bits)
+
+
 def spm_reads(chip: Chip) -> RowReads:
     return RowReads(chip.spm.banks_per_stripe, chip.spm.rows, chip.lanes, 16)
 
@@ -77,17 +83,82 @@ def vmem_writes(chip: Chip, count: int) -> RowWrites:
     return RowWrites(count, chip.vmem.rows, chip.lanes, 32)
 
 
+class BankColumn(wiring.Component):
+    """The banks of one number in all stripes:
+
+    Ports: position `bank` of every row port, by its name.
+    """
+
+    def __init__(self, *, stripes: int, banks: int, rows_per_stripe: int, shape: RamShape,
+                 ports: Ports) -> None:  # fmt: skip
+        self.stripes, self.banks, self.rows_per_stripe = stripes, banks, rows_per_stripe
+        self.shape, self.ports = shape, ports
+        super().__init__({name: In(_position(port)) for name, port in ports.items()})
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        rams = [Ram(self.shape) for _ in range(self.stripes)]
+        hits = {name: self._hits(m, name) for name in self.ports}
+        for stripe, ram in enumerate(rams):
+            m.submodules[f"stripe_{stripe}"] = ram
+            self._connect(m, ram, stripe, hits)
+        for name, port in self.ports.items():
+            if isinstance(port, RowReads):
+                self._answer(m, name, hits[name], rams)
+        return m
+
+    def _hits(self, m: Module, name: str) -> Signal:
+        """By stripe: this port is enabled and its row lies there."""
+        port, size = getattr(self, name), self.rows_per_stripe
+        hits = Signal(self.stripes, name=f"{name}_hits")
+        for stripe in range(self.stripes):
+            first = stripe * size
+            inside = (port.row[0] >= first) & (port.row[0] < first + size)
+            m.d.comb += hits[stripe].eq(port.enable & inside)
+        return hits
+
+    def _place(self, row: Value, stripe: int) -> Value:
+        return (row - stripe * self.rows_per_stripe)[exact_log2(self.banks) :]
+
+    def _connect(self, m: Module, ram: Ram, stripe: int, hits: dict[str, Signal]) -> None:
+        reads = [n for n, p in self.ports.items() if isinstance(p, RowReads)]
+        writes = [n for n, p in self.ports.items() if isinstance(p, RowWrites)]
+        m.d.comb += ram.read0_enable.eq(any_of([hits[name][stripe] for name in reads]))
+        for name in reads:
+            with m.If(hits[name][stripe]):
+                m.d.comb += ram.read0_row.eq(self._place(getattr(self, name).row[0], stripe))
+        for name in writes:
+            port = getattr(self, name)
+            with m.If(hits[name][stripe]):
+                m.d.comb += [
+                    ram.write0_row.eq(self._place(port.row[0], stripe)),
+                    ram.write0_data.eq(port.data[0]),
+                    ram.write0_mask.eq(port.mask[0]),
+                ]
+
+    def _answer(self, m: Module, name: str, hits: Signal, rams: list[Ram]) -> None:
+        came = Signal.like(hits, name=f"{name}_came")
+        m.d.sync += came.eq(hits)
+        for stripe, ram in enumerate(rams):
+            with m.If(came[stripe]):
+                m.d.comb += getattr(self, name).data[0].eq(ram.read0_data)
+
+
 class BankedMemory(wiring.Component):
     """Stripes of banks:
 
     Row r lies in stripe r // rows_per_stripe, there in bank r % banks, at place
     (r % rows_per_stripe) // banks.
+
+    Args:
+        name: of its modules.
     """
 
     def __init__(
-        self, *, stripes: int, banks: int, rows_per_stripe: int, lanes: int, element_bits: int,
-        ports: Ports,
+        self, name: str, *, stripes: int, banks: int, rows_per_stripe: int, lanes: int,
+        element_bits: int, ports: Ports,
     ) -> None:  # fmt: skip
+        self.name = name
         self.stripes, self.banks, self.rows_per_stripe = stripes, banks, rows_per_stripe
         self.shape = RamShape(
             depth=-(-rows_per_stripe // banks), lanes=lanes, element_bits=element_bits
@@ -95,69 +166,32 @@ class BankedMemory(wiring.Component):
         self.ports = ports
         super().__init__({name: In(port) for name, port in ports.items()})
 
-    def bank_name(self, stripe: int, bank: int) -> str:
-        return f"bank_{stripe}_{bank}"
+    def ram_path(self, stripe: int, bank: int) -> str:
+        """Where the macro of a bank lies in this memory."""
+        return f"column_{bank}.box.stripe_{stripe}.macro"
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
         for bank in range(self.banks):
-            rams = []
-            for stripe in range(self.stripes):
-                ram = Ram(self.shape)
-                m.submodules[self.bank_name(stripe, bank)] = ram
-                rams.append(ram)
-            hits = {name: self._hits(m, name, bank) for name in self.ports}
-            for stripe, ram in enumerate(rams):
-                self._connect(m, ram, stripe, bank, hits)
-            for name, port in self.ports.items():
-                if isinstance(port, RowReads):
-                    self._answer(m, name, bank, hits[name], rams)
+            column = BankColumn(
+                stripes=self.stripes, banks=self.banks, rows_per_stripe=self.rows_per_stripe,
+                shape=self.shape, ports=self.ports,
+            )  # fmt: skip
+            m.submodules[f"column_{bank}"] = box(platform, f"{self.name}_column", column)
+            for name, signature in self.ports.items():
+                mine, its = getattr(self, name), getattr(column, name)
+                m.d.comb += [its.enable.eq(mine.enable[bank]), its.row[0].eq(mine.row[bank])]
+                if isinstance(signature, RowReads):
+                    m.d.comb += mine.data[bank].eq(its.data[0])
+                else:
+                    m.d.comb += [its.data[0].eq(mine.data[bank]), its.mask[0].eq(mine.mask[bank])]
         return m
-
-    def _hits(self, m: Module, name: str, bank: int) -> Signal:
-        """By stripe: this port's position `bank` is enabled and its row lies there."""
-        port = getattr(self, name)
-        row, size = port.row[bank], self.rows_per_stripe
-        hits = Signal(self.stripes, name=f"{name}_{bank}_hits")
-        for stripe in range(self.stripes):
-            first = stripe * size
-            inside = (row >= first) & (row < first + size)
-            m.d.comb += hits[stripe].eq(port.enable[bank] & inside)
-        return hits
-
-    def _place(self, row: Value, stripe: int) -> Value:
-        return (row - stripe * self.rows_per_stripe)[exact_log2(self.banks) :]
-
-    def _connect(
-        self, m: Module, ram: Ram, stripe: int, bank: int, hits: dict[str, Signal]
-    ) -> None:
-        reads = [n for n, p in self.ports.items() if isinstance(p, RowReads)]
-        writes = [n for n, p in self.ports.items() if isinstance(p, RowWrites)]
-        m.d.comb += ram.read0_enable.eq(any_of([hits[name][stripe] for name in reads]))
-        for name in reads:
-            with m.If(hits[name][stripe]):
-                m.d.comb += ram.read0_row.eq(self._place(getattr(self, name).row[bank], stripe))
-        for name in writes:
-            port = getattr(self, name)
-            with m.If(hits[name][stripe]):
-                m.d.comb += [
-                    ram.write0_row.eq(self._place(port.row[bank], stripe)),
-                    ram.write0_data.eq(port.data[bank]),
-                    ram.write0_mask.eq(port.mask[bank]),
-                ]
-
-    def _answer(self, m: Module, name: str, bank: int, hits: Signal, rams: list[Ram]) -> None:
-        came = Signal.like(hits, name=f"{name}_{bank}_came")
-        m.d.sync += came.eq(hits)
-        for stripe, ram in enumerate(rams):
-            with m.If(came[stripe]):
-                m.d.comb += getattr(self, name).data[bank].eq(ram.read0_data)
 
 
 def scratchpad(chip: Chip, ports: Ports) -> BankedMemory:
     """spm; `ports` by name, of `spm_reads` and `spm_writes`."""
     return BankedMemory(
-        stripes=chip.spm.stripes, banks=chip.spm.banks_per_stripe,
+        "spm", stripes=chip.spm.stripes, banks=chip.spm.banks_per_stripe,
         rows_per_stripe=chip.spm.rows_per_stripe, lanes=chip.lanes, element_bits=16, ports=ports,
     )  # fmt: skip
 
@@ -165,7 +199,7 @@ def scratchpad(chip: Chip, ports: Ports) -> BankedMemory:
 def accumulators(chip: Chip, ports: Ports) -> BankedMemory:
     """acc; `ports` by name, of `acc_reads` and `acc_writes`."""
     return BankedMemory(
-        stripes=chip.acc.stripes, banks=chip.vpu.sublanes,
+        "acc", stripes=chip.acc.stripes, banks=chip.vpu.sublanes,
         rows_per_stripe=chip.acc.rows_per_stripe, lanes=chip.lanes, element_bits=32, ports=ports,
     )  # fmt: skip
 

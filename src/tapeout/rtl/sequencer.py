@@ -14,7 +14,7 @@ from tapeout.isa.seq import REGISTER_BITS
 
 from .alu import ScalarAlu
 from .decode import OPCODE_BITS, any_of, field, is_a, refusal
-from .fetch import ADDRESS_BITS, PC_BITS, FetchUnit
+from .fetch import ADDRESS_BITS, FETCH, PC_BITS, FetchUnit
 from .operands import resolve, resolved_layout
 from .tokens import CYCLE_BITS, RetireQueue, TransferRetireQueue
 
@@ -158,8 +158,6 @@ class Sequencer(wiring.Component):
         self.engine = self.name.rstrip("0123456789")
         self.instructions = instructions_of(self.engine)
         self.channels = (chip.queue_count - 1) * chip.tokens.channels_per_pair
-        self.fetch = FetchUnit(chip)
-        ports = self.fetch.signature.members
         super().__init__(
             {
                 "active": In(1),
@@ -170,7 +168,7 @@ class Sequencer(wiring.Component):
                 "has_token": In(self.channels),
                 "take": Out(self.channels),
                 "post": Out(self.channels),
-                **{name: ports[name] for name in (
+                **{name: FETCH[name] for name in (
                     "request", "request_address", "request_words", "comes", "comes_word"
                 )},
                 "load_request": Out(1),
@@ -194,7 +192,7 @@ class Sequencer(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        m.submodules.fetch = fetch = self.fetch
+        m.submodules.fetch = fetch = FetchUnit(self.chip)
         m.submodules.loops = loops = LoopStack(self.chip)
         word = Signal(WORD_BITS)
         m.d.comb += [

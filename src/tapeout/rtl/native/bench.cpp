@@ -11,9 +11,9 @@
 #include <vector>
 
 #include "Vcore.h"
-#include "Vcore___024root.h"
 #include "hbm.hpp"
 #include "verilated.h"
+#include "verilated_sym_props.h"
 
 namespace {
 
@@ -30,8 +30,14 @@ struct Port {  // of one queue; see tapeout.rtl.core
   WData *send_data, *data;
 };
 
+struct Macro {  // of a memory: rows first, first + step, ...
+  int memory;
+  const char* scope;
+  size_t first, step, rows, row_bytes;
+};
+
 // kQueues, kRequestCycles, kRequestStages (of those, in the core), kResponseCycles, kResponseStages,
-// kDataBytes, hbm_params(), bind(), visit_rams()
+// kDataBytes, hbm_params(), bind(), kMacros
 #include "ports.inc"
 
 constexpr uint64_t kWordBytes = 64;
@@ -154,15 +160,21 @@ class Bench {
 
   // Copies rows of one of the core's memories to `data`, or from there.
   void copy(int memory, uint8_t* data, bool write) {
-    visit_rams(top_, memory, [&](size_t first, size_t step, auto& rows, size_t row_bytes) {
-      for (size_t k = 0; k < std::size(rows.m_storage); ++k) {
-        uint8_t* const at = data + (first + k * step) * row_bytes;
+    for (const Macro& macro : kMacros) {
+      if (macro.memory != memory) continue;
+      const VerilatedScope* const scope = context_.scopeFind(macro.scope);
+      if (scope == nullptr) throw std::logic_error(std::string("no macro ") + macro.scope);
+      const VerilatedVar* const var = scope->varFind("rows");
+      auto* const rows = static_cast<uint8_t*>(var->datap());
+      const size_t stride = var->totalSize() / macro.rows;
+      for (size_t k = 0; k < macro.rows; ++k) {
+        uint8_t* const at = data + (macro.first + k * macro.step) * macro.row_bytes;
         if (write)
-          std::memcpy(&rows.m_storage[k], at, row_bytes);
+          std::memcpy(rows + k * stride, at, macro.row_bytes);
         else
-          std::memcpy(at, &rows.m_storage[k], row_bytes);
+          std::memcpy(at, rows + k * stride, macro.row_bytes);
       }
-    });
+    }
   }
 
   int fault() const { return top_.fault; }
