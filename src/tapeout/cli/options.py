@@ -17,6 +17,7 @@ class Target(StrEnum):
     """What runs the programs."""
 
     SIM = "sim"
+    RTL = "rtl"
     INTERP = "interp"
 
 
@@ -83,7 +84,9 @@ SeedOption = Annotated[
 TargetOption = Annotated[
     Target,
     typer.Option(
-        "--target", help="sim counts cycles; interp is the slow definition, without a clock."
+        "--target",
+        help="sim counts cycles; rtl runs the hardware itself, built for the chip once (minutes), "
+        "slowly; interp is the slow definition, without a clock.",
     ),
 ]
 

@@ -130,9 +130,9 @@ def check_prompt(count: int, context: int) -> None:
 
 
 def _check_usage(target: Target, timing_only: bool, trace: Path | None) -> None:
-    if target is Target.INTERP and (timing_only or trace):
+    if target is not Target.SIM and (timing_only or trace):
         name = "--timing-only" if timing_only else "--trace"
-        raise typer.BadParameter(f"interp has no clock: {name} needs --target sim")
+        raise typer.BadParameter(f"{target.value} cannot do that: {name} needs --target sim")
     if trace is not None and not trace.name.endswith((".json", ".json.gz")):
         raise typer.BadParameter(f"--trace {trace}: the file's name must end in .json or .json.gz")
 

@@ -50,6 +50,10 @@ def _session(found: "Compiled", target: Target, checks: bool) -> "Session":
         from tapeout.isa.interp import Interp
 
         return Session(found.artifact, Interp(chip, checks=checks))
+    if target is Target.RTL:
+        from tapeout.rtl.target import Rtl
+
+        return Session(found.artifact, Rtl(chip))
     from tapeout.sim import Sim
 
     return Session(found.artifact, Sim(chip, checks=checks))

@@ -60,6 +60,8 @@ PER_QUEUE = {
     "pc": Out(PC_BITS),
     "retires": Out(1),
     "retire_cycle": Out(CYCLE_BITS),
+    "stall": Out(6),
+    "occupies": Out(CYCLE_BITS),
 }
 
 

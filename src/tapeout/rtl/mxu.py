@@ -60,6 +60,7 @@ class MatrixUnit(wiring.Component):
                 "fits": Out(1),
                 "fault": Out(4),
                 "latency": Out(CYCLE_BITS),
+                "occupancy": Out(CYCLE_BITS),
                 "load": In(resolved_layout(mxu.Load)),
                 "matmul": In(resolved_layout(mxu.Matmul)),
                 "unload": In(resolved_layout(mxu.Unload)),
@@ -121,6 +122,7 @@ class MatrixUnit(wiring.Component):
             total.eq(self.matmul.rows[:17] * self.matmul.outer),
             load_cycles.eq(Mux(self.load.transposed, transposed.cycles, straight.slots)),
             pass_cycles.eq(Mux(rows > least, rows, least)),
+            self.occupancy.eq(Mux(is_load, load_cycles, pass_cycles)),
         ]
         adds, unsettled = Signal(), Signal()
         accumulate = Array(

@@ -1,5 +1,7 @@
 """The sequencer of one queue: issue, registers, hardware loops, scalar loads, retirement."""
 
+from enum import IntEnum
+
 from amaranth.hdl import Array, C, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
@@ -19,6 +21,19 @@ from .operands import resolve, resolved_layout
 from .tokens import CYCLE_BITS, RetireQueue, TransferRetireQueue
 
 LOOP_BITS = REGISTER_BITS
+
+
+class Stall(IntEnum):
+    """Why a queue that could issue does not, in the order that the reports of `sim` use."""
+
+    NONE = 0  # it issues, has halted, or has found an error
+    FETCH = 1
+    DRAIN = 2
+    PORT = 3
+    MEMORY = 4
+    TOKEN = 8  # + the peer whose token is awaited, counted without the queue itself
+
+
 ENGINE = {
     "opcode": Out(8),  # of the instruction that would issue now
     "first_iteration": Out(1),  # of the innermost loop, or there is none
@@ -26,6 +41,7 @@ ENGINE = {
     "fits": In(1),  # its port is free
     "fault": In(4),  # what is wrong with it
     "latency": In(CYCLE_BITS),  # cycles to its retirement (mxu, vpu)
+    "occupancy": In(CYCLE_BITS),  # cycles until its port is free again (mxu, vpu)
     "done": In(1),  # the oldest transfer may retire in the next cycle (dma)
     "late_fault": In(4),  # what is wrong with the last that issued (dma)
 }
@@ -150,6 +166,8 @@ class Sequencer(wiring.Component):
         fault: of the instruction that would issue now (`Fault.NONE` if it is sound), or of a
             transfer before it, at `fault_pc`.
         issues, pc: an instruction issues. retires, retire_cycle: its retire cycle becomes known.
+        stall: a `Stall`, of this cycle.
+        occupies: cycles of its engine's port that what issues takes.
     """
 
     def __init__(self, chip: Chip, number: int) -> None:
@@ -184,6 +202,8 @@ class Sequencer(wiring.Component):
                 "pc": Out(PC_BITS),
                 "retires": Out(1),
                 "retire_cycle": Out(CYCLE_BITS),
+                "stall": Out(6),
+                "occupies": Out(CYCLE_BITS),
                 **{f"engine_{name}": port for name, port in ENGINE.items()},
                 **{f"engine_{name}": Out(resolved_layout(cls))
                    for name, cls in self.instructions.items()},
@@ -253,7 +273,19 @@ class Sequencer(wiring.Component):
             self.waits.eq(ready & ~illegal & ~has_tokens),
             self.is_quiet.eq(retiring.is_empty & ~holds_value),
             self.take.eq(Mux(issues, waits, 0)),
+            self.occupies.eq(Mux(self.engine_start, self.engine_occupancy, 0)),
         ]  # fmt: skip
+        could = self.active & ~self.halted & ~illegal & ~issues
+        with m.If(could & holds_value):
+            m.d.comb += self.stall.eq(Stall.MEMORY)
+        with m.Elif(could & ~is_past & ~fetch.has_word):
+            m.d.comb += self.stall.eq(Stall.FETCH)
+        with m.Elif(could & ~has_tokens):
+            m.d.comb += self.stall.eq(Stall.TOKEN + self._first_peer(waits & ~self.has_token))
+        with m.Elif(could & drains & ~retiring.is_drained):
+            m.d.comb += self.stall.eq(Stall.DRAIN)
+        with m.Elif(could):
+            m.d.comb += self.stall.eq(Stall.PORT)
 
         # What it does.
         fault = Signal(4)
@@ -320,6 +352,14 @@ class Sequencer(wiring.Component):
         kind = TransferRetireQueue if self.engine == "dma" else RetireQueue
         m.submodules.retiring = retiring = kind(self.chip, self.channels)
         return retiring
+
+    def _first_peer(self, missing: Value) -> Value:
+        """The peer of the lowest channel in a mask."""
+        per_pair = self.chip.tokens.channels_per_pair
+        first: Value = C(0, 5)
+        for peer in reversed(range(self.channels // per_pair)):
+            first = Mux(missing.word_select(peer, per_pair).any(), peer, first)
+        return first
 
     def _mask(self, word: Value, name: str) -> Value:
         return field(word, Instruction, name)[: self.channels]

@@ -15,11 +15,19 @@ from tapeout.isa.fields import WORD_BYTES
 from tapeout.isa.host import HostHbm
 from tapeout.isa.instruction import REGISTRY, Fault
 from tapeout.isa.program import MAX_BASES, Program
+from tapeout.sim.result import QueueReport, RunResult, queue_report
 
 from .build import library
 from .core import ENGINES, MEMORIES
+from .sequencer import Stall
 
-_DEFAULT_HBM_BYTES = 1 << 30
+_DEFAULT_HBM_BYTES = 8 << 30  # address space; the host gives pages as they are touched
+# Of tapeout::Hbm, in their order; of these, what a report does not name.
+_HBM_COUNTERS = (
+    "reads", "writes", "read_bytes", "write_bytes", "bursts",
+    "row_hits", "row_conflicts", "activates", "refreshes", "turnarounds",
+)  # fmt: skip
+_UNREPORTED = ("read_bytes", "write_bytes", "bursts")
 _EVENT = np.dtype([("queue", "<i4"), ("pc", "<i4"), ("issue", "<u8"), ("retire", "<u8")])
 
 
@@ -40,16 +48,14 @@ class Loaded:
     bases: dict[int, tuple[int, int, bool]]
 
 
-@dataclass(frozen=True)
-class RtlResult:
-    """One run.
+@dataclass(frozen=True, kw_only=True)
+class RtlResult(RunResult):
+    """One run: what `sim` reports of it, but for what only a model can count.
 
     Attributes:
-        cycles: the last halt's issue cycle + 1.
         events: structured array [instructions] of queue, pc, issue, retire, in order of issue.
     """
 
-    cycles: int
     events: np.ndarray = field(repr=False)
 
 
@@ -58,7 +64,7 @@ class Rtl(HostHbm):
 
     Args:
         chip: the chip description.
-        hbm_bytes: size of HBM; by default the chip's capacity, 1 GiB at most.
+        hbm_bytes: size of HBM; by default the chip's capacity, 8 GiB at most.
         limit_cycles: a run longer than this is given up.
     """
 
@@ -74,7 +80,8 @@ class Rtl(HostHbm):
         self._native.bench_create.restype = ctypes.c_void_p
         for name in ("bench_fault_pc", "bench_event_count"):
             getattr(self._native, name).restype = ctypes.c_uint64
-        self._native.bench_events.restype = ctypes.c_void_p
+        for name in ("bench_events", "bench_counts"):
+            getattr(self._native, name).restype = ctypes.c_void_p
         self._native.bench_wrong.restype = ctypes.c_char_p
         self._bench = ctypes.c_void_p(self._native.bench_create())
 
@@ -144,9 +151,57 @@ class Rtl(HostHbm):
         fault = Fault(self._native.bench_fault(self._bench))
         if fault != Fault.NONE:
             raise self._error(handle.program, fault)
+        return self._result()
+
+    def _result(self) -> RtlResult:
+        names = self.chip.queue_names
         events = self._events()
-        cycles = int(events["issue"].max()) + 1 if len(events) else 0
-        return RtlResult(cycles=cycles, events=events)
+        ends = np.zeros(len(names), np.int64)  # the last to issue is the halt
+        np.maximum.at(ends, events["queue"], events["issue"].astype(np.int64) + 1)
+        cycles = int(ends.max())
+        width = Stall.TOKEN + len(names) + 2
+        raw = ctypes.string_at(self._native.bench_counts(self._bench), 8 * width * len(names))
+        counts = np.frombuffer(raw, np.uint64).reshape(len(names), width).tolist()
+        bytes_, hbm = (ctypes.c_uint64 * 3)(), (ctypes.c_uint64 * 10)()
+        self._native.bench_traffic(self._bench, bytes_, hbm)
+        counters = dict(zip(_HBM_COUNTERS, hbm, strict=True))
+        runs = counters["reads"] + counters["writes"]
+        misses = runs - counters["row_hits"] - counters["row_conflicts"]
+        return RtlResult(
+            cycles=cycles,
+            instructions=len(events),
+            queues={
+                name: self._queue_report(q, counts[q], events, int(ends[q]), cycles)
+                for q, name in enumerate(names)
+            },
+            macs=None,
+            mac_capacity=self.chip.macs_per_cycle * cycles,
+            bytes=dict(zip(("hbm_read", "hbm_write", "hbm_fetch"), bytes_, strict=True)),
+            hbm={n: c for n, c in counters.items() if n not in _UNREPORTED}
+            | {"row_misses": misses},
+            events=events,
+        )
+
+    def _queue_report(
+        self, number: int, counts: list[int], events: np.ndarray, end: int, cycles: int
+    ) -> QueueReport:
+        names = self.chip.queue_names
+        peers = [name for q, name in enumerate(names) if q != number]
+        *stalls, occupied, runs = counts
+        raw = {stall.name.lower(): stalls[stall] for stall in Stall if 0 < stall < Stall.TOKEN}
+        awaited = dict(zip(peers, stalls[Stall.TOKEN :], strict=False))
+        return queue_report(
+            names,
+            {
+                **raw,
+                "token": [awaited.get(name, 0) for name in names],
+                "issued": int((events["queue"] == number).sum()),
+                "end_cycle": end,
+                "occupied": occupied,
+                "runs": runs,
+            },
+            cycles,
+        )
 
     def peek(self, memory: str) -> np.ndarray:
         """Contents now: spm uint16, vmem and acc float32, [rows, lanes]."""

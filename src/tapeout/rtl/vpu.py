@@ -53,6 +53,7 @@ class VectorUnit(wiring.Component):
                 "fits": Out(1),
                 "fault": Out(4),
                 "latency": Out(32),
+                "occupancy": Out(32),
                 "now": In(32),
                 **ports,
                 "vmem_index": Out(vmem_reads(chip, 1)),
@@ -73,6 +74,7 @@ class VectorUnit(wiring.Component):
             walk.start.eq(self.start),
             self.fits.eq(walk.fits),
             self.fault.eq(map_fault(m, chip, self.map)),
+            self.occupancy.eq(walk.occupancy),
             self.latency.eq(
                 walk.occupancy
                 + vpu.depth_cycles

@@ -83,8 +83,9 @@ class Work:
         if not hasattr(stats, "cycles"):
             return
         self.cycles += stats.cycles
-        self.macs += stats.macs
-        self.mac_capacity += stats.mac_capacity
+        if stats.macs is not None:
+            self.macs += stats.macs
+            self.mac_capacity += stats.mac_capacity
         self.moved.update(stats.bytes)
         self.hbm.update(stats.hbm)
         for name, queue in stats.queues.items():

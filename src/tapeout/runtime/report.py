@@ -34,7 +34,7 @@ def phase_figures(work: Work, chip: Chip) -> dict[str, Any]:
         "chip_s": seconds or None,
         "chip_tokens_per_s": _ratio(work.tokens, seconds),
         "instructions": work.instructions,
-        "macs": work.macs,
+        "macs": work.macs if work.mac_capacity else None,
         "mxu_utilization": _ratio(work.macs, work.mac_capacity),
         "required_hbm_bytes": work.required_bytes,
         "required_hbm_bytes_per_token": _ratio(work.required_bytes, work.tokens),

@@ -44,10 +44,11 @@ class RunResult:
         cycles: the last halt's issue cycle + 1.
         instructions: issued, all queues.
         queues: reports by queue name.
-        macs: multiply-accumulates on valid elements (k * n * rows of each pass).
+        macs: multiply-accumulates on valid elements (k * n * rows of each pass); None on `rtl`,
+            which does not count them.
         mac_capacity: macs_per_cycle * cycles.
         bytes: useful bytes by memory and direction: hbm_read and hbm_write (DMA and seq.load),
-            hbm_fetch (instructions), spm_*, vmem_*, acc_* of valid lanes.
+            hbm_fetch (instructions); on `sim` also spm_*, vmem_*, acc_* of valid lanes.
         hbm: row hits, misses, conflicts, activates, refreshes, turnarounds of the HBM model.
         trace: the issued instructions, where the run was traced.
     """
@@ -55,7 +56,7 @@ class RunResult:
     cycles: int
     instructions: int
     queues: dict[str, QueueReport]
-    macs: int
+    macs: int | None
     mac_capacity: int
     bytes: dict[str, int]
     hbm: dict[str, int]

@@ -19,9 +19,9 @@ namespace {
 
 struct Port {  // of one queue; see tapeout.rtl.core
   QData *code_base, *request_address, *load_address;
-  IData *count, *pc, *value, *retire_cycle;
+  IData *count, *pc, *value, *retire_cycle, *occupies;
   SData* request_words;
-  CData *request, *comes, *load_request, *value_comes, *issues, *retires;
+  CData *request, *comes, *load_request, *value_comes, *issues, *retires, *stall;
   WData* comes_word;
   // Of DMA queues; see tapeout.rtl.dma.
   QData* run_address = nullptr;
@@ -45,6 +45,15 @@ constexpr uint64_t kWordBytes = 64;
 struct Event {
   int32_t queue, pc;
   uint64_t issue, retire;
+};
+
+// What a queue's cycles went to; `stalls` by tapeout.rtl.sequencer.Stall.
+struct Counts {
+  uint64_t stalls[8 + kQueues], occupied, runs;
+};
+
+struct Bytes {  // that moved between HBM and the core
+  uint64_t read, written, fetched;
 };
 
 struct Base {
@@ -104,6 +113,8 @@ class Bench {
            uint64_t limit) {
     memory_bytes_ = bytes;
     events_.clear();
+    counts_.assign(kQueues, {});
+    bytes_ = {};
     hbm_.reset();
     Requests requests[kQueues] = {};
     std::vector<size_t> unretired[kQueues];
@@ -144,6 +155,9 @@ class Bench {
               {t + kRequestCycles, *port.request_address, *port.request_words * kWordBytes});
       }
       for (int q = 0; q < kQueues; ++q) {
+        ++counts_[q].stalls[*ports_[q].stall];
+        counts_[q].occupied += *ports_[q].occupies;
+        if (ports_[q].run_address != nullptr) counts_[q].runs += *ports_[q].run_request;
         if (*ports_[q].issues) {
           unretired[q].push_back(events_.size());
           events_.push_back({q, int32_t(*ports_[q].pc), t, 0});
@@ -181,6 +195,9 @@ class Bench {
   int fault_queue() const { return top_.fault_queue; }
   uint64_t fault_pc() const { return top_.fault_pc; }
   const std::vector<Event>& events() const { return events_; }
+  const Counts* counts() const { return counts_.data(); }
+  const Bytes& bytes() const { return bytes_; }
+  tapeout::Hbm::Counters hbm() const { return hbm_.counters(); }
 
  private:
   void tick() {
@@ -240,6 +257,7 @@ class Bench {
     const Request& run = r.runs.front();
     require_inside(run.address, run.bytes);
     const uint64_t done = hbm_.access(t, run.address, uint32_t(run.bytes), run.is_store);
+    (run.is_store ? bytes_.written : bytes_.read) += run.bytes;
     Run back{done + kResponseCycles - kResponseStages, {}};
     if (run.is_store) {
       if (run.data.size() != run.bytes) throw std::logic_error("a store of too much or too little");
@@ -255,6 +273,7 @@ class Bench {
     if (r.values.empty() || r.values.front().arrival != t) return;
     r.waits_for_value = true;
     require_inside(r.values.front().address, 4);
+    bytes_.read += 4;
     r.value_address = r.values.front().address;
     r.value_cycle = hbm_.access(t, r.value_address, 4, false) + kResponseCycles - 1;
     r.values.pop_front();
@@ -264,6 +283,7 @@ class Bench {
     if (r.lines.empty() || r.lines.front().arrival != t) return;
     const auto [arrival, address, bytes, is_store, data] = r.lines.front();
     require_inside(address, bytes);
+    bytes_.fetched += bytes;
     const uint64_t words = bytes / kWordBytes;
     const uint64_t done = hbm_.access(t, address, uint32_t(bytes), false);
     r.last_return = std::max(r.last_return + words, done + kResponseCycles);
@@ -278,6 +298,8 @@ class Bench {
   tapeout::Hbm hbm_;
   Port ports_[kQueues];
   std::vector<Event> events_;
+  std::vector<Counts> counts_;
+  Bytes bytes_ = {};
 };
 
 }  // namespace
@@ -303,5 +325,11 @@ int bench_fault(const Bench* bench) { return bench->fault(); }
 int bench_fault_queue(const Bench* bench) { return bench->fault_queue(); }
 uint64_t bench_fault_pc(const Bench* bench) { return bench->fault_pc(); }
 uint64_t bench_event_count(const Bench* bench) { return bench->events().size(); }
+// [queues][8 + queues + 2]; read, written and fetched bytes; the HBM model's counters.
+const uint64_t* bench_counts(const Bench* bench) { return bench->counts()->stalls; }
+void bench_traffic(const Bench* bench, Bytes* bytes, tapeout::Hbm::Counters* hbm) {
+  *bytes = bench->bytes();
+  *hbm = bench->hbm();
+}
 const Event* bench_events(const Bench* bench) { return bench->events().data(); }
 }

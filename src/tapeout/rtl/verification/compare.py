@@ -18,6 +18,7 @@ from tapeout.isa.interp import Interp
 from tapeout.isa.program import Program
 from tapeout.rtl.target import HardwareDefect, Rtl
 from tapeout.sim import Sim
+from tapeout.sim.result import RunResult
 
 from .programs import Case
 
@@ -83,6 +84,7 @@ def compare(case: Case, *, limit_cycles: int = 1 << 22) -> Agreement | Differenc
         _compare_memory(interp.memory, sim.memory, "sim")
         or _compare_memory(interp.memory, rtl.memory, "rtl")
         or _compare_cycles(case, sim.result, rtl.result)
+        or _compare_counters(sim.result, rtl.result)
     )
     if found:
         return Difference(found)
@@ -153,6 +155,18 @@ def _compare_cycles(case: Case, sim: Any, rtl: Any) -> str:
                 )
     if sim.cycles != rtl.cycles:
         return f"sim takes {sim.cycles} cycles, rtl {rtl.cycles}"
+    return ""
+
+
+def _compare_counters(sim: RunResult, rtl: RunResult) -> str:
+    for name, mine in sim.queues.items():
+        if mine != rtl.queues[name]:
+            return f"counters of {name}: sim {mine}, rtl {rtl.queues[name]}"
+    for name in rtl.bytes:
+        if sim.bytes[name] != rtl.bytes[name]:
+            return f"bytes {name}: sim {sim.bytes[name]}, rtl {rtl.bytes[name]}"
+    if sim.hbm != rtl.hbm:
+        return f"HBM: sim {sim.hbm}, rtl {rtl.hbm}"
     return ""
 
 
