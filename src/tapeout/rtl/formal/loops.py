@@ -59,10 +59,10 @@ class Loops(Property):
         with m.If(advance):
             m.d.sync += pc.eq(loops.next_pc)
 
-        self._reference(m, loops, pc, target, end, count, advance, push, next_pc)
+        self._reference(m, pc, target, end, count, advance, push, next_pc)
         stack = self._stack
         top, n = stack[0], self.chip.seq.loop_depth
-        self.claim(m, "next_pc", ~advance | push | (loops.next_pc == next_pc))
+        self.claim(m, "next_pc", ~advance | (loops.next_pc == next_pc))
         self.claim(m, "stays_inside", ~top.is_open | ((pc >= top.begin) & (pc < top.end)))
         for k in range(n - 1):
             inner, outer = stack[k], stack[k + 1]
@@ -85,7 +85,7 @@ class Loops(Property):
                    & (top.end == stack[1].end))  # fmt: skip
 
     def _reference(
-        self, m: Module, loops: LoopStack, pc: Signal, target: Signal, end: Signal, count: Signal,
+        self, m: Module, pc: Signal, target: Signal, end: Signal, count: Signal,
         advance: Signal, push: Signal, next_pc: Signal,
     ) -> None:  # fmt: skip
         """Open loops, the innermost first."""

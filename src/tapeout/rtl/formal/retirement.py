@@ -8,14 +8,13 @@ from .property import COMPONENT, Property
 
 POSTS = 2  # channels: a queue treats them alike
 LATENCY_BITS = 4
-NUMBER_BITS = 8  # of instructions: they wrap, so runs have no end
+NUMBER_BITS = 8  # of counts of instructions
 
 
 class _Retirement(Property):
     """One instruction, any one, is followed from its push to its retirement.
 
-    All instructions are numbered as they are pushed; the one with number `watched` (in one of its
-    rounds) has its posts and due cycle kept by the reference.
+    It may be chosen whenever none is under watch; the reference keeps what it was pushed with.
     """
 
     def _queue(self, m: Module) -> None:
@@ -102,8 +101,8 @@ class Retirement(_Retirement):
 class TransferRetirement(_Retirement):
     """Issue keeps its rules, and the engine ends only transfers that were pushed before.
 
-    The reference holds all that is not retired by number; the watched instruction retires when all
-    before it have, and after its `done` if it is a transfer.
+    The reference counts how many instructions, and how many `done`, come before the watched one: it
+    retires when the first is zero, and the second too if it is a transfer.
     """
 
     title = "dma retires in order, a transfer after its done, and posts what was pushed"
