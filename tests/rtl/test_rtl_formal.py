@@ -22,7 +22,7 @@ SMALL = ["tokens.capacity=3", "tokens.latency_cycles=3", "dma.credits=2",
 CHIPS = {"tiny": load("tiny"), "small": load("tiny", SMALL)}
 LONG = {("tiny", "fifo"), ("tiny", "loops"), ("tiny", "retirement"), ("small", "retirement"),
         ("tiny", "transfer-retirement"), ("small", "transfer-retirement"),
-        ("tiny", "token-delivery")}  # fmt: skip
+        ("tiny", "token-delivery"), ("tiny", "banks")}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -90,6 +90,7 @@ SLOW_FAULTS = {
     "a loop of two goes to the outer one's begin",
     "a ring's token is invented",
     "a read comes from the other stripe",
+    "a token comes a cycle early",
 }
 
 
