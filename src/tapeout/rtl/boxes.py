@@ -24,6 +24,11 @@ class Boxes:
         """Adds a module written as Verilog."""
         self._macros[name] = text
 
+    @property
+    def macros(self) -> str:
+        """The texts of all macros."""
+        return "\n".join(self._macros[n] for n in sorted(self._macros))
+
     def add(self, name: str, component: wiring.Component) -> None:
         self._components.setdefault(name, component)
 
@@ -31,7 +36,7 @@ class Boxes:
         """Verilog of `top` and of all modules it needs."""
         texts = [verilog.convert(top, name=name, platform=self, strip_internal_attrs=True)]
         texts += self._converted()
-        return "\n".join([*(self._macros[n] for n in sorted(self._macros)), *texts])
+        return "\n".join([self.macros, *texts] if self._macros else texts)
 
     def verilator_configuration(self) -> str:
         """Keeps each module one C++ class, whose code all its instances share."""

@@ -1,0 +1,33 @@
+"""All properties, by the names that `tapeout prove` takes."""
+
+from .loops import Loops
+from .memory import Banks
+from .property import Property
+from .queues import Fifo
+from .retirement import Retirement, TransferRetirement
+from .tokens import Delivery, Tokens
+
+
+class UnknownPropertyError(Exception):
+    """No property has this name; the message lists those there are."""
+
+
+PROPERTIES: dict[str, type[Property]] = {
+    "tokens": Tokens,
+    "token-delivery": Delivery,
+    "retirement": Retirement,
+    "transfer-retirement": TransferRetirement,
+    "fifo": Fifo,
+    "banks": Banks,
+    "loops": Loops,
+}
+
+
+def find(names: list[str]) -> dict[str, type[Property]]:
+    """Those with these names; all where there are none."""
+    for name in names:
+        if name not in PROPERTIES:
+            raise UnknownPropertyError(
+                f"no property is named {name!r}: there are {', '.join(PROPERTIES)}"
+            )
+    return {name: PROPERTIES[name] for name in names or PROPERTIES}

@@ -1,0 +1,159 @@
+"""Properties of the hardware: they hold, and each fails where its component is made wrong."""
+
+import inspect
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from amaranth.hdl import Module
+from typer.testing import CliRunner
+
+from tapeout.chip import load
+from tapeout.cli.main import app
+from tapeout.rtl import memory, sequencer, tokens
+from tapeout.rtl.formal import run
+from tapeout.rtl.formal.properties import PROPERTIES
+from tapeout.rtl.formal.tokens import Tokens
+
+pytest.importorskip("pyosys")
+
+SMALL = ["tokens.capacity=3", "tokens.latency_cycles=3", "dma.credits=2",
+         "seq.retire_entries=2", "seq.loop_depth=2"]  # fmt: skip
+CHIPS = {"tiny": load("tiny"), "small": load("tiny", SMALL)}
+LONG = {("tiny", "fifo"), ("tiny", "loops"), ("tiny", "retirement"), ("small", "retirement"),
+        ("tiny", "transfer-retirement"), ("small", "transfer-retirement"),
+        ("tiny", "token-delivery"), ("tiny", "banks")}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("chip", "name"),
+    [
+        pytest.param(c, n, marks=pytest.mark.slow if (c, n) in LONG else ())
+        for c in CHIPS
+        for n in PROPERTIES
+    ],
+)
+def test_property_holds(chip: str, name: str) -> None:
+    outcome = run.prove(PROPERTIES[name](CHIPS[chip]))
+    assert outcome.unreached == ()
+    assert outcome.failed is None, outcome.trace.table()
+    assert outcome.claims
+
+
+def mutant(module: ModuleType, name: str, old: str, new: str) -> type:
+    """Class `name` of a module in which the first `old` after the class's begin is `new`."""
+    source = inspect.getsource(module)
+    begin = source.index(f"class {name}(")
+    assert old in source[begin:]
+    changed = ModuleType(module.__name__)
+    changed.__package__ = module.__package__
+    text = source[:begin] + source[begin:].replace(old, new, 1)
+    exec(compile(text, "mutant", "exec"), changed.__dict__)
+    return getattr(changed, name)
+
+
+FAULTS = {
+    "a token is lost where one is taken": (
+        "tokens", tokens, "TokenChannel", "count + comes - self.take",
+        "count + (comes & ~self.take) - self.take"),
+    "a token comes a cycle early": (
+        "tokens", tokens, "TokenChannel", "Cat(self.post, stages)[-1]",
+        "Cat(self.post, stages)[-2]"),
+    "an overflow is told a token late": (
+        "tokens", tokens, "TokenChannel", "count == self.capacity", "count > self.capacity"),
+    "a ring's token is invented": (
+        "token-delivery", tokens, "TokenChannel", "count + comes - self.take",
+        "count + comes - (self.take & ~comes)"),
+    "a read comes from the other stripe": (
+        "banks", memory, "BankedMemory", "first = stripe * size", "first = (1 - stripe) * size"),
+    "the second stripe does not answer": (
+        "banks", memory, "BankedMemory", "came.eq(hits)", "came.eq(hits & 1)"),
+    "a loop goes round once too often": (
+        "loops", sequencer, "LoopStack", "left[d].eq(self.push_count - 1)",
+        "left[d].eq(self.push_count)"),
+    "a loop of two goes to the outer one's begin": (
+        "loops", sequencer, "LoopStack", "self.next_pc.eq(begin[d])",
+        "self.next_pc.eq(begin[0])"),
+    "the last iteration is the one before": (
+        "loops", sequencer, "LoopStack", "self.is_last.eq(left[top] == 0)",
+        "self.is_last.eq(left[top] <= 1)"),
+    "an instruction retires a cycle early": (
+        "retirement", tokens, "RetireQueue", 'after.eq(Mux(self.push_latency > left + 1',
+        'after.eq(Mux(self.push_latency > left + 2'),
+    "a post takes a transfer's done": (
+        "transfer-retirement", tokens, "TransferRetireQueue", '(pop & head["is_transfer"])', "pop"),
+}  # fmt: skip
+
+
+SLOW_FAULTS = {
+    "the last iteration is the one before",
+    "a loop of two goes to the outer one's begin",
+    "a ring's token is invented",
+    "a read comes from the other stripe",
+    "a token comes a cycle early",
+}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(f, marks=pytest.mark.slow if f in SLOW_FAULTS else ()) for f in FAULTS],
+)
+def test_planted_fault_is_found(fault: str) -> None:
+    name, module, component, old, new = FAULTS[fault]
+    broken = mutant(module, component, old, new)
+    outcome = run.prove(PROPERTIES[name](CHIPS["small"], broken))
+    assert not outcome.holds
+    assert outcome.unreached == ()
+    assert outcome.failed in outcome.claims
+    values = outcome.trace.values[f"holds_{outcome.failed}"]
+    assert values[-1] == 0
+    assert all(values[:-1])
+
+
+class Contradiction(Tokens):
+    """Assumes what cannot be: then everything could be claimed."""
+
+    def state(self, m: Module) -> None:
+        super().state(m)
+        self.assume(m, self.chip.cores == 0 or ~self._running)
+
+
+def test_contradicting_assumptions_do_not_pass() -> None:
+    outcome = run.prove(Contradiction(CHIPS["small"]))
+    assert not outcome.holds
+    assert "token_arrives" in outcome.unreached
+
+
+def test_command_prints_a_table_and_json() -> None:
+    arguments = ["prove", "--property", "tokens", "--set", "tokens.capacity=2"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "unbounded (pdr)" in result.output
+    assert "proven" in result.output
+    result = CliRunner().invoke(app, [*arguments, "--json"])
+    assert '"holds": true' in result.output
+
+
+def test_command_shows_what_fails_and_when(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(Tokens):
+        component = mutant(tokens, "TokenChannel", "count != 0", "count > 1")
+
+    monkeypatch.setitem(PROPERTIES, "tokens", Broken)
+    result = CliRunner().invoke(app, ["prove", "--property", "tokens"])
+    assert result.exit_code == 1
+    assert "fails: " in result.output
+    assert "component.count" in result.output
+
+
+def test_unknown_property_names_those_there_are() -> None:
+    result = CliRunner().invoke(app, ["prove", "--property", "token"])
+    assert result.exit_code == 1
+    assert "no property is named 'token': there are tokens" in str(result.exception)
+
+
+def test_missing_tool_names_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(run.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(run.FormalError, match=r"needs pyosys, which is not installed: run `pip"):
+        run._environment(tmp_path)
