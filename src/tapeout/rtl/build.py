@@ -171,13 +171,23 @@ def _ports(core: Core) -> str:
         for name in DATA_PORTS if chip.queue_names[q].startswith("dma") else ():
             index = "[0]" if name in ("data", "send_data") else ""
             lines.append(f"  ports[{q}].{name} = &top.q{q}_{name}{index};")
-    # visit(first row, step to the next one, the macro's rows, bytes of a row)
-    lines += ["}", "template <class Visit> void visit_rams(Vcore& top, int memory, Visit visit) {"]
+    lines += ["}", *visit_rams(core, "Vcore", "core")]
+    return "\n".join([*lines, ""])
+
+
+def visit_rams(core: Core, model: str, path: str) -> list[str]:
+    """C++ that visits the macros of a memory of `core`, which is at `path` in class `model`.
+
+    visit(byte of the memory that is the first here, bytes to the next row, the rows, bytes of one)
+    """
+    lines = [f"template <class Visit> void visit_rams({model}& top, int memory, Visit visit) {{"]
     for ram in core.rams():
-        memory = list(MEMORIES).index(ram.memory)
-        rows = f"top.rootp->core__DOT__{ram.path.replace('.', '__DOT__')}__DOT__rows"
+        element_bytes = ram.shape.element_bits // 8
+        row_bytes = element_bytes * core.chip.lanes
+        rows = f"{path}.{ram.path}.rows".replace(".", "__DOT__")
         lines.append(
-            f"  if (memory == {memory}) "
-            f"visit({ram.first_row}, {ram.row_step}, {rows}, {ram.shape.width // 8});"
+            f"  if (memory == {list(MEMORIES).index(ram.memory)}) "
+            f"visit({ram.first_row * row_bytes + ram.first_lane * element_bytes}, "
+            f"{ram.row_step * row_bytes}, top.rootp->{rows}, {ram.shape.width // 8});"
         )
-    return "\n".join([*lines, "}", ""])
+    return [*lines, "}"]

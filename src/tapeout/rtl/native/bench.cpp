@@ -154,13 +154,13 @@ class Bench {
 
   // Copies rows of one of the core's memories to `data`, or from there.
   void copy(int memory, uint8_t* data, bool write) {
-    visit_rams(top_, memory, [&](size_t first, size_t step, auto& rows, size_t row_bytes) {
+    visit_rams(top_, memory, [&](size_t first, size_t step, auto& rows, size_t bytes) {
       for (size_t k = 0; k < std::size(rows.m_storage); ++k) {
-        uint8_t* const at = data + (first + k * step) * row_bytes;
+        uint8_t* const at = data + first + k * step;
         if (write)
-          std::memcpy(&rows.m_storage[k], at, row_bytes);
+          std::memcpy(&rows.m_storage[k], at, bytes);
         else
-          std::memcpy(at, &rows.m_storage[k], row_bytes);
+          std::memcpy(at, &rows.m_storage[k], bytes);
       }
     });
   }
