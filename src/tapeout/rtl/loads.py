@@ -125,7 +125,7 @@ class TransposedLoad(wiring.Component):
         banks, buses = self.chip.spm.banks_per_stripe, self.buses
         # The rate is 2 ** rate_log rows a cycle: fewer where an even stride meets banks twice.
         log_buses, log_banks = exact_log2(buses), exact_log2(banks)
-        rate_log = Signal(range(max(2, log_buses + 1)))
+        rate_log = Signal(range(log_buses + 1))
         zeros = Signal(range(log_banks + 1))
         m.d.comb += zeros.eq(log_banks)
         for bit in reversed(range(log_banks)):
@@ -151,7 +151,7 @@ class TransposedLoad(wiring.Component):
         m.d.sync += held.eq(self.spm.data)
         for bus in range(buses):
             # Which of this cycle's columns comes on this bus: the one that is `bus` modulo buses.
-            ahead = Signal(range(max(2, buses)), name=f"ahead_{bus}")
+            ahead = Signal(range(buses), name=f"ahead_{bus}")
             reads, source = Signal(name=f"reads_{bus}"), Signal(SUM_BITS, name=f"source_{bus}")
             m.d.comb += [
                 ahead.eq(bus - at[:log_buses] if buses > 1 else 0),

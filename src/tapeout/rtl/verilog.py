@@ -1,8 +1,7 @@
 """Verilog of one component, such that linters have nothing to say about it.
 
-Contract: as `amaranth.back.verilog.convert`, with operands as wide as their operator, no cast of
-more bits than one to a truth value, and a default in every case. Amaranth shortens operands for
-readers; linters warn of each.
+Contract: as `amaranth.back.verilog.convert`, with operands as wide as their operator, a default in
+every case and no signals without bits. Amaranth shortens operands for readers; linters warn.
 """
 
 import copy
@@ -40,7 +39,19 @@ def _rtlil(netlist: nir.Netlist) -> str:
         if not is_empty.is_empty(index):
             builder = design.module(".".join(module.name), src_loc=module.src_loc)
             _Emitter(builder, netlist, module, SignalDict(), empty_checker=is_empty).emit()
+            _drop_empty_wires(builder)
     return str(design)
+
+
+def _drop_empty_wires(builder: rtlil.Module) -> None:
+    """Signals of no bits, which Verilog cannot have."""
+    empty = {
+        name
+        for name, item in builder.contents.items()
+        if isinstance(item, rtlil.Wire) and item.width == 0 and item.port_kind is None
+    }
+    builder.contents = {n: item for n, item in builder.contents.items() if n not in empty}
+    builder.connections = [(to, value) for to, value in builder.connections if to not in empty]
 
 
 def _verilog(text: str) -> str:
