@@ -6,10 +6,19 @@ to `box` becomes an instance of a module that is converted once, and `macro` tak
 
 from collections.abc import Iterator
 
-from amaranth.back import verilog
-from amaranth.hdl import ClockSignal, Elaboratable, Instance, Module, ResetSignal
+from amaranth.hdl import (
+    ClockSignal,
+    Elaboratable,
+    Instance,
+    Module,
+    ResetInserter,
+    ResetSignal,
+    Value,
+)
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In
+
+from .verilog import convert
 
 
 class Boxes:
@@ -32,9 +41,9 @@ class Boxes:
     def add(self, name: str, component: wiring.Component) -> None:
         self._components.setdefault(name, component)
 
-    def convert(self, top: Elaboratable, name: str) -> str:
+    def convert(self, top: wiring.Component, name: str) -> str:
         """Verilog of `top` and of all modules it needs."""
-        texts = [verilog.convert(top, name=name, platform=self, strip_internal_attrs=True)]
+        texts = [convert(top, name, self)]
         texts += self._converted()
         return "\n".join([self.macros, *texts] if self._macros else texts)
 
@@ -47,22 +56,24 @@ class Boxes:
         while waiting := sorted(set(self._components) - self._done):
             name = waiting[0]
             self._done.add(name)
-            yield verilog.convert(
-                self._components[name], name=name, platform=self, strip_internal_attrs=True
-            )
+            yield convert(self._components[name], name, self)
 
 
-def box(platform: object, name: str, component: wiring.Component) -> Elaboratable:
+def box(
+    platform: object, name: str, component: wiring.Component, *, reset: Value | None = None
+) -> Elaboratable:
     """What to add as the submodule for `component`, whose ports stay its own.
 
     Args:
         name: of the module; components of one name must be alike.
+        reset: resets it, besides the reset of what it lies in.
     """
     if not isinstance(platform, Boxes):
-        return component
+        return component if reset is None else ResetInserter(reset)(component)
     platform.add(name, component)
     component._MustUse__silence = True  # only the first of a name is converted
-    ports: dict = {"i_clk": ClockSignal(), "i_rst": ResetSignal()}
+    resets = ResetSignal() if reset is None else ResetSignal() | reset
+    ports: dict = {"i_clk": ClockSignal(), "i_rst": resets}
     for path, member, value in component.signature.flatten(component):
         port = "__".join(map(str, path))
         ports[f"{'i' if member.flow is In else 'o'}_{port}"] = value
@@ -100,7 +111,7 @@ class Delay(wiring.Component):
     def _verilog(self, name: str) -> str:
         top, last = self.width - 1, self.cycles - 1
         bits = max(1, last.bit_length())
-        clear = f"    if (rst) for (k = 0; k <= {last}; k = k + 1) line[k] <= 0;\n"
+        clear = f"    if (rst) for (k = 0; k <= {last}; k = k + 1) data[k] <= 0;\n"
         return f"""\
 module {name}(
   input wire clk,
@@ -108,12 +119,12 @@ module {name}(
   input wire [{top}:0] in,
   output wire [{top}:0] out
 );
-  reg [{top}:0] line [0:{last}];
+  reg [{top}:0] data [0:{last}];
   reg [{bits - 1}:0] at;
 {"  integer k;" if self.clears else ""}
-  assign out = line[at];
+  assign out = data[at];
   always @(posedge clk) begin
-    line[at] <= in;
+    data[at] <= in;
 {clear if self.clears else ""}\
     at <= (rst || at == {last}) ? {bits}'d0 : at + 1'b1;
   end

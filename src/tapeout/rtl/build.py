@@ -32,6 +32,7 @@ from .sequencer import BASE
 _PACKAGE = Path(tapeout.__file__).parent
 _BENCH = Path(__file__).parent / "native" / "bench.cpp"
 _HBM = [_PACKAGE / "sim" / "native" / name for name in ("hbm.hpp", "hbm.cpp")]
+MACROS = Path(__file__).parent / "native" / "macros.hpp"
 # What the core and the bench are written in; the hardware's checks have packages of their own.
 _FOLDERS = ("chip", "isa", "numerics", "rtl", "rtl/native")
 _FLAGS = ["-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "-Wno-lint",
@@ -69,7 +70,7 @@ def library(chip: Chip, *, folder: Path | None = None) -> Path:
             "ports.inc": _ports(core),
         }
 
-    return compiled(chip.name, "core", to_toml(chip), files, [_BENCH, *_HBM], folder=folder)
+    return compiled(chip.name, "core", to_toml(chip), files, [_BENCH, MACROS, *_HBM], folder=folder)
 
 
 def compiled(
@@ -79,6 +80,7 @@ def compiled(
     files: Callable[[], Mapping[str, str]],
     sources: Sequence[Path],
     *,
+    shared: Sequence[str] = (),
     folder: Path | None = None,
 ) -> Path:
     """The shared library of Verilog module `top`, which becomes class `V<top>`, and C++ `sources`.
@@ -88,10 +90,11 @@ def compiled(
         parameters: tell this library from others of the same sources.
         files: writes `<top>.v`, configuration files of Verilator (.vlt) and what the sources
             include, by name; called where the cache has no library.
+        shared: folders of the package besides the core's that the library comes from.
     """
     folder = folder or _cache_folder()
     verilator, root = _verilator()
-    key = hashlib.sha256(f"{top}\0{parameters}\0{_sources()}".encode()).hexdigest()[:24]
+    key = hashlib.sha256(f"{top}\0{parameters}\0{_sources(*shared)}".encode()).hexdigest()[:24]
     place = folder / f"{name}-{key}.so"
     if place.is_file():
         return place
@@ -133,10 +136,10 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 @cache
-def _sources() -> str:
+def _sources(*shared: str) -> str:
     """A hash of what decides the library, the chip excepted."""
     found = hashlib.sha256(" ".join(map(version, ("amaranth", "verilator"))).encode())
-    paths = [*_HBM, *(p for name in _FOLDERS for p in (_PACKAGE / name).iterdir())]
+    paths = [*_HBM, *(p for name in (*_FOLDERS, *shared) for p in (_PACKAGE / name).iterdir())]
     for path in sorted(p for p in paths if p.suffix in (".py", ".cpp", ".hpp")):
         found.update(str(path.relative_to(_PACKAGE)).encode() + b"\0" + path.read_bytes())
     return found.hexdigest()
@@ -196,12 +199,19 @@ def _ports(core: Core) -> str:
         for name in DATA_PORTS if chip.queue_names[q].startswith("dma") else ():
             index = "[0]" if name in ("data", "send_data") else ""
             lines.append(f"  ports[{q}].{name} = &top.q{q}_{name}{index};")
-    # memory, scope of the macro, its first row, the step to the next one, rows, bytes of a row
-    lines += ["}", "constexpr Macro kMacros[] = {"]
+    lines += ["}", macros(core, "core")]
+    return "\n".join([*lines, ""])
+
+
+def macros(core: Core, path: str) -> str:
+    """C++ of the macros of `core`, which is at `path` in the model: see native/macros.hpp."""
+    lines = ["constexpr Macro kMacros[] = {"]
     for ram in core.rams():
-        memory = list(MEMORIES).index(ram.memory)
+        element_bytes = ram.shape.element_bits // 8
+        row_bytes = element_bytes * core.chip.lanes
+        first = ram.first_row * row_bytes + ram.first_lane * element_bytes
         lines.append(
-            f'  {{{memory}, "TOP.core.{ram.path}", {ram.first_row}, {ram.row_step}, '
-            f"{ram.shape.depth}, {ram.shape.width // 8}}},"
+            f'  {{{list(MEMORIES).index(ram.memory)}, "TOP.{path}.{ram.path}", {first}, '
+            f"{ram.row_step * row_bytes}, {ram.shape.depth}, {ram.shape.width // 8}}},"
         )
-    return "\n".join([*lines, "};", ""])
+    return "\n".join([*lines, "};"])

@@ -69,6 +69,8 @@ PER_QUEUE = {
 class PlacedRam:
     """A macro of memory `memory`: it holds rows first_row, first_row + row_step, ...
 
+    `first_lane` is the first of its lanes.
+
     `path` names the instances from the core down to it.
     """
 
@@ -77,6 +79,7 @@ class PlacedRam:
     first_row: int
     row_step: int
     shape: RamShape
+    first_lane: int = 0
 
 
 class Core(wiring.Component):
@@ -141,7 +144,13 @@ class Core(wiring.Component):
         found = []
         for name, memory in self.memories.items():
             if isinstance(memory, VectorMemory):
-                found.append(PlacedRam(name, f"{name}.ram.macro", 0, 1, memory.shape))
+                found += [
+                    PlacedRam(
+                        name, f"{name}.{memory.slice_name(k)}.macro", 0, 1, memory.shape,
+                        k * memory.shape.lanes,
+                    )
+                    for k in range(memory.slices)
+                ]  # fmt: skip
                 continue
             found += [
                 PlacedRam(

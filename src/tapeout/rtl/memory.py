@@ -19,6 +19,8 @@ from .boxes import box
 from .decode import any_of
 from .ram import Ram, RamShape
 
+_OUTPUT_BITS = 1 << 16  # of one instance, in Amaranth's netlist
+
 
 class RowPort(wiring.Signature):
     """A port of `count` rows a cycle, from the engine's side; `others` are its members for data."""
@@ -113,7 +115,9 @@ class BankColumn(wiring.Component):
         hits = Signal(self.stripes, name=f"{name}_hits")
         for stripe in range(self.stripes):
             first = stripe * size
-            inside = (port.row[0] >= first) & (port.row[0] < first + size)
+            inside = port.row[0] < first + size
+            if first:
+                inside &= port.row[0] >= first
             m.d.comb += hits[stripe].eq(port.enable & inside)
         return hits
 
@@ -207,7 +211,8 @@ def accumulators(chip: Chip, ports: Ports) -> BankedMemory:
 class VectorMemory(wiring.Component):
     """vmem:
 
-    Any rows at any port; of several writes to a lane in one cycle the last port's stays.
+    Any rows at any port; of several writes to a lane in one cycle the last port's stays. The lanes
+    are dealt to macros, as few as Amaranth's limit on an instance's outputs allows.
     """
 
     def __init__(self, chip: Chip, ports: Ports) -> None:
@@ -216,15 +221,31 @@ class VectorMemory(wiring.Component):
             kind: sum(p.count for p in ports.values() if isinstance(p, kind))
             for kind in (RowReads, RowWrites)
         }
+        self.lanes, reads = chip.lanes, max(1, count[RowReads])
+        self.slices = 1
+        while reads * 32 * self.lanes // self.slices >= _OUTPUT_BITS:
+            self.slices *= 2
         self.shape = RamShape(
-            depth=chip.vmem.rows, lanes=chip.lanes, element_bits=32,
-            reads=max(1, count[RowReads]), writes=max(1, count[RowWrites]),
+            depth=chip.vmem.rows, lanes=self.lanes // self.slices, element_bits=32,
+            reads=reads, writes=max(1, count[RowWrites]),
         )  # fmt: skip
         super().__init__({name: In(port) for name, port in ports.items()})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        m.submodules.ram = ram = Ram(self.shape)
+        for number in range(self.slices):
+            ram = Ram(self.shape)
+            m.submodules[self.slice_name(number)] = ram
+            self._connect(m, ram, number * self.shape.lanes)
+        return m
+
+    def slice_name(self, number: int) -> str:
+        return f"ram_{number}"
+
+    def _connect(self, m: Module, ram: Ram, first_lane: int) -> None:
+        """Lanes from `first_lane` on are those of `ram`."""
+        lanes = slice(first_lane, first_lane + self.shape.lanes)
+        bits = slice(32 * lanes.start, 32 * lanes.stop)
         reads, writes = 0, 0
         for name, signature in self.ports.items():
             port = getattr(self, name)
@@ -233,16 +254,15 @@ class VectorMemory(wiring.Component):
                     m.d.comb += [
                         getattr(ram, f"read{reads}_enable").eq(port.enable[i]),
                         getattr(ram, f"read{reads}_row").eq(port.row[i]),
-                        port.data[i].eq(getattr(ram, f"read{reads}_data")),
+                        port.data[i][bits].eq(getattr(ram, f"read{reads}_data")),
                     ]
                     reads += 1
                 else:
                     m.d.comb += [
                         getattr(ram, f"write{writes}_row").eq(port.row[i]),
-                        getattr(ram, f"write{writes}_data").eq(port.data[i]),
+                        getattr(ram, f"write{writes}_data").eq(port.data[i][bits]),
                         getattr(ram, f"write{writes}_mask").eq(
-                            Mux(port.enable[i], port.mask[i], 0)
+                            Mux(port.enable[i], port.mask[i][lanes], 0)
                         ),
                     ]
                     writes += 1
-        return m

@@ -12,8 +12,8 @@
 
 #include "Vcore.h"
 #include "hbm.hpp"
+#include "macros.hpp"
 #include "verilated.h"
-#include "verilated_sym_props.h"
 
 namespace {
 
@@ -28,12 +28,6 @@ struct Port {  // of one queue; see tapeout.rtl.core
   SData *run_bytes, *send_bytes, *data_take;
   CData *run_request, *run_is_store, *sends, *data_comes, *data_ends;
   WData *send_data, *data;
-};
-
-struct Macro {  // of a memory: rows first, first + step, ...
-  int memory;
-  const char* scope;
-  size_t first, step, rows, row_bytes;
 };
 
 // kQueues, kRequestCycles, kRequestStages (of those, in the core), kResponseCycles, kResponseStages,
@@ -174,21 +168,7 @@ class Bench {
 
   // Copies rows of one of the core's memories to `data`, or from there.
   void copy(int memory, uint8_t* data, bool write) {
-    for (const Macro& macro : kMacros) {
-      if (macro.memory != memory) continue;
-      const VerilatedScope* const scope = context_.scopeFind(macro.scope);
-      if (scope == nullptr) throw std::logic_error(std::string("no macro ") + macro.scope);
-      const VerilatedVar* const var = scope->varFind("rows");
-      auto* const rows = static_cast<uint8_t*>(var->datap());
-      const size_t stride = var->totalSize() / macro.rows;
-      for (size_t k = 0; k < macro.rows; ++k) {
-        uint8_t* const at = data + (macro.first + k * macro.step) * macro.row_bytes;
-        if (write)
-          std::memcpy(rows + k * stride, at, macro.row_bytes);
-        else
-          std::memcpy(at, rows + k * stride, macro.row_bytes);
-      }
-    }
+    copy_macros(context_, kMacros, memory, data, write);
   }
 
   int fault() const { return top_.fault; }

@@ -1,0 +1,1 @@
+"""What joins a core to a system: AXI4 to memory, AXI4-Lite registers, an interrupt."""
