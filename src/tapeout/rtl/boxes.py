@@ -6,6 +6,7 @@ to `box` becomes an instance of a module that is converted once, and `macro` tak
 
 from collections.abc import Iterator
 
+from amaranth.back import verilog
 from amaranth.hdl import (
     ClockSignal,
     Elaboratable,
@@ -22,9 +23,15 @@ from .verilog import convert
 
 
 class Boxes:
-    """A platform that collects modules while a design is converted."""
+    """A platform that collects modules while a design is converted.
 
-    def __init__(self) -> None:
+    Args:
+        clean: as linters want it (`verilog.convert`), which Verilator runs at two thirds of the
+            speed; otherwise as Amaranth writes the same netlist.
+    """
+
+    def __init__(self, *, clean: bool = False) -> None:
+        self._clean = clean
         self._components: dict[str, wiring.Component] = {}
         self._macros: dict[str, str] = {}
         self._done: set[str] = set()
@@ -43,7 +50,7 @@ class Boxes:
 
     def convert(self, top: wiring.Component, name: str) -> str:
         """Verilog of `top` and of all modules it needs."""
-        texts = [convert(top, name, self)]
+        texts = [self._module(top, name)]
         texts += self._converted()
         return "\n".join([self.macros, *texts] if self._macros else texts)
 
@@ -56,7 +63,12 @@ class Boxes:
         while waiting := sorted(set(self._components) - self._done):
             name = waiting[0]
             self._done.add(name)
-            yield convert(self._components[name], name, self)
+            yield self._module(self._components[name], name)
+
+    def _module(self, component: wiring.Component, name: str) -> str:
+        if self._clean:
+            return convert(component, name, self)
+        return verilog.convert(component, name=name, platform=self, strip_internal_attrs=True)
 
 
 def box(

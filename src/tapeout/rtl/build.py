@@ -51,11 +51,6 @@ class BuildError(Exception):
     """The core cannot be built here; the message is one line that says what to do."""
 
 
-def core_verilog(core: Core) -> str:
-    """Verilog of a core, top module `core`, with models of its memory macros."""
-    return Boxes().convert(core, "core")
-
-
 def library(chip: Chip, *, folder: Path | None = None) -> Path:
     """The shared library with the chip's verilated core.
 

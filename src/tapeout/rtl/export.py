@@ -53,7 +53,7 @@ def export(chip: Chip, folder: Path, *, force: bool = False) -> Exported:
     if folder.is_dir() and any(folder.iterdir()) and not force:
         raise ExportError(f"{folder} is not empty: name another folder, or replace it with --force")
     top = Top(chip)
-    text = Boxes().convert(top, TOP)
+    text = Boxes(clean=True).convert(top, TOP)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         work = Path(scratch) / "whole"

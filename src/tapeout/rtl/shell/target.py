@@ -168,7 +168,7 @@ class Shell(HostHbm):
 def _library(chip: Chip) -> Path:
     def files() -> Mapping[str, str]:
         top = Top(chip)
-        boxes = Boxes()
+        boxes = Boxes(clean=True)
         return {
             f"{TOP}.v": boxes.convert(top, TOP),
             f"{TOP}.vlt": boxes.verilator_configuration(),
