@@ -1,0 +1,117 @@
+"""The hardware runs a language model, beside `sim`: `python benchmarks/hardware.py`.
+
+Two cases on `lab16`, every operation in synthesizable RTL:
+
+* layer: the first decoder layer of SmolLM2-135M, the head over its first 1,024 tokens; a prefill
+  of 16 tokens and a decode step.
+* token: the whole model; `sim` takes the prompt, both targets decode one token from there.
+
+Logits, tokens, cycles and each queue's counters must be the same; the command fails where they are
+not. Results go to benchmarks/results/hardware.json.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import machine
+import numpy as np
+
+from tapeout.chip import load
+from tapeout.models import compile_decoder, load_tokenizer, resolve
+from tapeout.models import load as load_model
+from tapeout.rtl.target import Rtl
+from tapeout.runtime.cache import Options, compiled
+from tapeout.runtime.session import Session, Step
+from tapeout.sim import Sim
+
+CHIP = "lab16"
+PROMPT = "The capital of France is"
+LAYER_VOCAB = 1024
+RESULTS = Path(__file__).parent / "results" / "hardware.json"
+
+
+def same(name: str, sim: Session, rtl: Session, run: Any) -> dict[str, Any]:
+    """Runs a step on both; what it took. Exits where they differ."""
+    steps: list[Step] = []
+    seconds = []
+    for session in (sim, rtl):
+        start = time.perf_counter()
+        steps.append(run(session))
+        seconds.append(time.perf_counter() - start)
+    kind = steps[0].launch.kind
+    logits = [session.logits(kind).view(np.uint32) for session in (sim, rtl)]
+    mine, its = (step.stats for step in steps)
+    equal = {
+        "token": bool((steps[0].tokens == steps[1].tokens).all()),
+        "logits": bool((logits[0] == logits[1]).all()),
+        "cycles": mine.cycles == its.cycles,
+        "counters": mine.queues == its.queues and mine.hbm == its.hbm,
+    }
+    row = {
+        "step": name,
+        "cycles": mine.cycles,
+        "instructions": mine.instructions,
+        "equal": equal,
+        "logits": logits[0].size,
+        "sim_s": seconds[0],
+        "rtl_s": seconds[1],
+        "sim_cycles_per_s": mine.cycles / seconds[0],
+        "rtl_cycles_per_s": its.cycles / seconds[1],
+    }
+    print(
+        f"{name}: {mine.cycles:,} cycles, {mine.instructions:,} instructions, "
+        f"{logits[0].size:,} logits; sim {seconds[0]:.1f} s, rtl {seconds[1]:.1f} s "
+        f"({row['rtl_cycles_per_s']:,.0f} cycles/s), ratio {seconds[1] / seconds[0]:,.0f}",
+        flush=True,
+    )
+    if not all(equal.values()):
+        sys.exit(f"{name} differs: {equal}, sim {mine.cycles} cycles, rtl {its.cycles}")
+    return row
+
+
+def layer() -> list[dict[str, Any]]:
+    chip, loaded = load(CHIP), load_model(resolve("smollm2-135m"))
+    model = loaded.module
+    model.model.layers = model.model.layers[:1]
+    model.config.num_hidden_layers = 1
+    model.resize_token_embeddings(LAYER_VOCAB)
+    artifact = compile_decoder(model, chip, name="layer", chunk=16, context=64)
+    sim, rtl = Session(artifact, Sim(chip)), Session(artifact, Rtl(chip))
+    prompt = list(range(100, 116))
+    return [
+        same("layer, prefill of 16", sim, rtl, lambda session: session.prefill(prompt)[-1]),
+        same("layer, decode", sim, rtl, lambda session: session.decode([7])),
+    ]
+
+
+def token() -> list[dict[str, Any]]:
+    chip, source = load(CHIP), resolve("smollm2-135m")
+    artifact = compiled(source, chip, Options()).artifact
+    sim, rtl = Session(artifact, Sim(chip, checks=False)), Session(artifact, Rtl(chip))
+    step = sim.prefill(load_tokenizer(source).encode(PROMPT))[-1]
+    rtl.target.write(rtl.memory["kv"], sim.target.read(sim.memory["kv"], sim.sizes["kv"]))
+    rtl.position = sim.position
+    first = [int(step.tokens[0])]
+    return [same("whole token", sim, rtl, lambda session: session.decode(first))]
+
+
+CASES = {"layer": layer, "token": token}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--case", choices=CASES, action="append", help="one of them only")
+    asked = parser.parse_args().case or list(CASES)
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    Rtl(load(CHIP), hbm_bytes=1 << 20)  # builds the hardware outside what is timed
+    for name in asked:
+        kept[name] = {"machine": machine.describe(), "chip": CHIP, "steps": CASES[name]()}
+        RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
