@@ -22,8 +22,24 @@ from amaranth.lib.wiring import In
 from .verilog import convert
 
 
-class Boxes:
-    """A platform that collects modules while a design is converted.
+class Macros:
+    """A platform that collects macros while a design is converted."""
+
+    def __init__(self) -> None:
+        self._macros: dict[str, str] = {}
+
+    def macro(self, name: str, text: str) -> None:
+        """Adds a module written as Verilog."""
+        self._macros[name] = text
+
+    @property
+    def texts(self) -> str:
+        """The texts of all macros."""
+        return "\n".join(self._macros[n] for n in sorted(self._macros))
+
+
+class Boxes(Macros):
+    """A platform that collects modules, too.
 
     Args:
         clean: as linters want it (`verilog.convert`), which Verilator runs at two thirds of the
@@ -31,19 +47,10 @@ class Boxes:
     """
 
     def __init__(self, *, clean: bool = False) -> None:
+        super().__init__()
         self._clean = clean
         self._components: dict[str, wiring.Component] = {}
-        self._macros: dict[str, str] = {}
         self._done: set[str] = set()
-
-    def macro(self, name: str, text: str) -> None:
-        """Adds a module written as Verilog."""
-        self._macros[name] = text
-
-    @property
-    def macros(self) -> str:
-        """The texts of all macros."""
-        return "\n".join(self._macros[n] for n in sorted(self._macros))
 
     def add(self, name: str, component: wiring.Component) -> None:
         self._components.setdefault(name, component)
@@ -52,7 +59,7 @@ class Boxes:
         """Verilog of `top` and of all modules it needs."""
         texts = [self._module(top, name)]
         texts += self._converted()
-        return "\n".join([self.macros, *texts] if self._macros else texts)
+        return "\n".join([self.texts, *texts] if self._macros else texts)
 
     def verilator_configuration(self) -> str:
         """Keeps each module one C++ class, whose code all its instances share."""
@@ -113,7 +120,7 @@ class Delay(wiring.Component):
             m.d.comb += self.output.eq(self.input)
             return m
         name = f"delay_{self.width}x{self.cycles}{'_clears' if self.clears else ''}"
-        assert isinstance(platform, Boxes)
+        assert isinstance(platform, Macros)
         platform.macro(name, self._verilog(name))
         m.submodules.line = Instance(
             name, i_clk=ClockSignal(), i_rst=ResetSignal(), i_in=self.input, o_out=self.output

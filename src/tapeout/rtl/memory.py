@@ -85,6 +85,48 @@ def vmem_writes(chip: Chip, count: int) -> RowWrites:
     return RowWrites(count, chip.vmem.rows, chip.lanes, 32)
 
 
+class BankedMemory(wiring.Component):
+    """Stripes of banks:
+
+    Row r lies in stripe r // rows_per_stripe, there in bank r % banks, at place
+    (r % rows_per_stripe) // banks.
+
+    Args:
+        name: of its modules.
+    """
+
+    def __init__(
+        self, *, name: str, stripes: int, banks: int, rows_per_stripe: int, lanes: int,
+        element_bits: int, ports: Ports,
+    ) -> None:  # fmt: skip
+        self.name = name
+        self.stripes, self.banks, self.rows_per_stripe = stripes, banks, rows_per_stripe
+        self.shape = RamShape(
+            depth=-(-rows_per_stripe // banks), lanes=lanes, element_bits=element_bits
+        )
+        self.ports = ports
+        super().__init__({name: In(port) for name, port in ports.items()})
+
+    def ram_path(self, stripe: int, bank: int) -> str:
+        """Where the macro of a bank lies in this memory."""
+        return f"column_{bank}.box.stripe_{stripe}.macro"
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        for bank in range(self.banks):
+            column = BankColumn(
+                stripes=self.stripes, banks=self.banks, rows_per_stripe=self.rows_per_stripe,
+                shape=self.shape, ports=self.ports,
+            )  # fmt: skip
+            m.submodules[f"column_{bank}"] = box(platform, f"{self.name}_column", column)
+            for name, signature in self.ports.items():
+                for member, port in signature.members.items():
+                    mine = getattr(getattr(self, name), member)[bank]
+                    its = getattr(getattr(column, name), member)[0]
+                    m.d.comb += its.eq(mine) if port.flow is Out else mine.eq(its)
+        return m
+
+
 class BankColumn(wiring.Component):
     """The banks of one number in all stripes:
 
@@ -148,54 +190,10 @@ class BankColumn(wiring.Component):
                 m.d.comb += getattr(self, name).data[0].eq(ram.read0_data)
 
 
-class BankedMemory(wiring.Component):
-    """Stripes of banks:
-
-    Row r lies in stripe r // rows_per_stripe, there in bank r % banks, at place
-    (r % rows_per_stripe) // banks.
-
-    Args:
-        name: of its modules.
-    """
-
-    def __init__(
-        self, name: str, *, stripes: int, banks: int, rows_per_stripe: int, lanes: int,
-        element_bits: int, ports: Ports,
-    ) -> None:  # fmt: skip
-        self.name = name
-        self.stripes, self.banks, self.rows_per_stripe = stripes, banks, rows_per_stripe
-        self.shape = RamShape(
-            depth=-(-rows_per_stripe // banks), lanes=lanes, element_bits=element_bits
-        )
-        self.ports = ports
-        super().__init__({name: In(port) for name, port in ports.items()})
-
-    def ram_path(self, stripe: int, bank: int) -> str:
-        """Where the macro of a bank lies in this memory."""
-        return f"column_{bank}.box.stripe_{stripe}.macro"
-
-    def elaborate(self, platform: object) -> Module:
-        m = Module()
-        for bank in range(self.banks):
-            column = BankColumn(
-                stripes=self.stripes, banks=self.banks, rows_per_stripe=self.rows_per_stripe,
-                shape=self.shape, ports=self.ports,
-            )  # fmt: skip
-            m.submodules[f"column_{bank}"] = box(platform, f"{self.name}_column", column)
-            for name, signature in self.ports.items():
-                mine, its = getattr(self, name), getattr(column, name)
-                m.d.comb += [its.enable.eq(mine.enable[bank]), its.row[0].eq(mine.row[bank])]
-                if isinstance(signature, RowReads):
-                    m.d.comb += mine.data[bank].eq(its.data[0])
-                else:
-                    m.d.comb += [its.data[0].eq(mine.data[bank]), its.mask[0].eq(mine.mask[bank])]
-        return m
-
-
 def scratchpad(chip: Chip, ports: Ports) -> BankedMemory:
     """spm; `ports` by name, of `spm_reads` and `spm_writes`."""
     return BankedMemory(
-        "spm", stripes=chip.spm.stripes, banks=chip.spm.banks_per_stripe,
+        name="spm", stripes=chip.spm.stripes, banks=chip.spm.banks_per_stripe,
         rows_per_stripe=chip.spm.rows_per_stripe, lanes=chip.lanes, element_bits=16, ports=ports,
     )  # fmt: skip
 
@@ -203,7 +201,7 @@ def scratchpad(chip: Chip, ports: Ports) -> BankedMemory:
 def accumulators(chip: Chip, ports: Ports) -> BankedMemory:
     """acc; `ports` by name, of `acc_reads` and `acc_writes`."""
     return BankedMemory(
-        "acc", stripes=chip.acc.stripes, banks=chip.vpu.sublanes,
+        name="acc", stripes=chip.acc.stripes, banks=chip.vpu.sublanes,
         rows_per_stripe=chip.acc.rows_per_stripe, lanes=chip.lanes, element_bits=32, ports=ports,
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ from amaranth.hdl import ClockSignal, Instance, Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from .boxes import Boxes
+from .boxes import Macros
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ class Ram(wiring.Component):
         super().__init__(ports)
 
     def elaborate(self, platform: object) -> Module:
-        if isinstance(platform, Boxes):
+        if isinstance(platform, Macros):
             platform.macro(self.shape.name, self.shape.verilog())
         m = Module()
         connections: dict = {"i_clk": ClockSignal()}

@@ -30,7 +30,8 @@ class Banks(Property):
         read_names = [f"read{k}" for k in range(PORTS)]
         write_names = [f"write{k}" for k in range(PORTS)]
         m.submodules[COMPONENT] = memory = self.make(
-            stripes=STRIPES, banks=BANKS, rows_per_stripe=ROWS, lanes=1, element_bits=BITS,
+            name="banks", stripes=STRIPES, banks=BANKS, rows_per_stripe=ROWS, lanes=1,
+            element_bits=BITS,
             ports={**dict.fromkeys(read_names, reads), **dict.fromkeys(write_names, writes)},
         )  # fmt: skip
         watched = self.fixed(m, range(rows), "watched")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from amaranth.back import rtlil
 
-from tapeout.rtl.boxes import Boxes
+from tapeout.rtl.boxes import Macros
 
 from .property import COMPONENT, Property
 from .trace import Trace, read_trace
@@ -72,11 +72,11 @@ def prove(property_: Property, *, keep: Path | None = None) -> Outcome:
         folder = keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         environment = _environment(folder)
-        boxes = Boxes()
+        macros = Macros()
         (folder / "top.il").write_text(
-            rtlil.convert(property_, name="top", ports=[], platform=boxes)
+            rtlil.convert(property_, name="top", ports=[], platform=macros)
         )
-        (folder / "macros.v").write_text(boxes.macros)
+        (folder / "macros.v").write_text(macros.texts)
         unreached = _reach(property_, folder, environment)
         failed, trace = (None, None) if unreached else _claims(property_, folder, environment)
     depth = property_.depth
