@@ -48,7 +48,10 @@ class Wrong(Sim):
         ]  # fmt: skip
         if self.fault and hit:
             events.retire[hit[0]] += 1
-        return SimpleNamespace(events=events, cycles=result.cycles)
+        changes: dict[str, Any] = {"events": events}
+        if self.fault == "counters":
+            changes["hbm"] = result.hbm | {"row_hits": result.hbm["row_hits"] + 1}
+        return SimpleNamespace(**(vars(result) | changes))
 
 
 def hardware(fault: str) -> Callable[..., Sim]:
@@ -66,6 +69,13 @@ def test_targets_that_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     assert campaign.failure is None
     assert campaign.programs == 6
     assert campaign.instructions > 100
+
+
+def test_counters_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "Rtl", hardware("counters"))
+    failure = verify(CHIPS["tiny"], programs=1).failure
+    assert failure is not None
+    assert failure.what.startswith("HBM: sim {")
 
 
 def test_a_difference_becomes_a_small_program(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,7 +97,9 @@ def test_a_model_without_template_cannot_chat(tapeout, model, tmp_path):
     "arguments",
     [
         ("--weights", "fp3"),
-        ("--target", "rtl"),
+        ("--target", "gpu"),
+        ("--target", "rtl", "--timing-only"),
+        ("--target", "rtl", "--trace", "t.json"),
         ("--tokens", 0),
         ("--target", "interp", "--timing-only"),
         ("--target", "interp", "--trace", "t.json"),
