@@ -128,7 +128,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A chip's Verilog is one module: what is tested is the folder."""
     text = f"module {TOP}(input wire clk);\nendmodule\n"
     monkeypatch.setattr(
-        export_module, "Boxes", lambda: SimpleNamespace(convert=lambda top, name: text)
+        export_module, "Boxes", lambda **_: SimpleNamespace(convert=lambda top, name: text)
     )
 
 
