@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from . import synthesis, timing
+from . import synthesis
+from . import timing as sta
 from .parts import Part
 from .pdk import Pdk
 from .timing import Slowest, Timing
@@ -25,7 +26,7 @@ NO_ACTIVITY: Mapping[str, tuple[float, float]] = {}
 class Measured:
     """One instance of a part. Cells, area and power leave out what is a part of its own.
 
-    Power is that of all its cells where `has_inside`: the parts within it are counted in it.
+    Power is that of all cells, parts within it included.
     """
 
     cells: int
@@ -43,7 +44,7 @@ def measure(part: Part, pdk: Pdk, *, clock_ghz: float, folder: Path | None = Non
 
     Raises: PhysicalError where a tool is missing or fails.
     """
-    versions = (synthesis.tool_version(), timing.tool_version())
+    versions = (synthesis.tool_version(), sta.tool_version())
     verilog = part.verilog()
     key = hashlib.sha256(
         repr((verilog, part.inside, part.boxes, pdk.digest(), clock_ghz, versions)).encode()
@@ -60,7 +61,7 @@ def measure(part: Part, pdk: Pdk, *, clock_ghz: float, folder: Path | None = Non
         netlist = synthesis.synthesise(
             verilog, part.name, pdk, boxes=part.boxes, period_ns=1 / clock_ghz, folder=work
         )
-        found = timing.analyse(
+        found = sta.analyse(
             netlist, pdk, period_ns=1 / clock_ghz, activity=NO_ACTIVITY, folder=work
         )
     known = pdk.cells()
@@ -83,11 +84,11 @@ def measure(part: Part, pdk: Pdk, *, clock_ghz: float, folder: Path | None = Non
 
 def _read(entry: dict) -> Measured:
     found = entry.pop("timing")
-    paths = {
-        name: Slowest(**path) if (path := found.pop(name)) else None
-        for name in ("slowest", "between")
-    }
-    return Measured(timing=Timing(**paths, **found), **entry)
+    slowest, between = found.pop("slowest"), found.pop("between")
+    timing = Timing(
+        slowest=Slowest(**slowest), between=Slowest(**between) if between else None, **found
+    )
+    return Measured(timing=timing, **entry)
 
 
 def _cache_folder() -> Path:

@@ -5,9 +5,12 @@ holds other parts only as boxes. What is not in any part: the core's cycle count
 Memories are macros, counted in bits.
 """
 
+import gc
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from amaranth.hdl import UnusedElaboratable
 from amaranth.lib import wiring
 
 from tapeout.chip import Chip
@@ -53,7 +56,7 @@ def parts(chip: Chip) -> dict[str, Part]:
     channels = len(names) * (len(names) - 1) * chip.tokens.channels_per_pair
 
     def memory(name: str) -> Callable[[], wiring.Component]:
-        return lambda: Core(chip).memories[name]
+        return lambda: _memory(chip, name)
 
     def sequencer(queue: int) -> Callable[[], wiring.Component]:
         return lambda: Sequencer(chip, queue)
@@ -100,8 +103,18 @@ def chosen(chip: Chip, names: list[str]) -> list[Part]:
 
 def memory_bits(chip: Chip) -> dict[str, int]:
     """Bits of the macros of each memory."""
-    bits: dict[str, int] = {}
-    for ram in Core(chip).rams():
-        size = ram.shape.depth * ram.shape.width
-        bits[ram.memory] = bits.get(ram.memory, 0) + size * chip.cores
-    return bits
+    bits = {
+        "spm": chip.spm.rows * chip.lanes * 16,
+        "vmem": chip.vmem.rows * chip.lanes * 32,
+        "acc": chip.acc.rows * chip.lanes * 32,
+    }
+    return {name: n * chip.cores for name, n in bits.items()}
+
+
+def _memory(chip: Chip, name: str) -> wiring.Component:
+    """A memory with the ports that the engines of a core have to it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnusedElaboratable)  # the rest of the core is not needed
+        memory = Core(chip).memories[name]
+        gc.collect()
+    return memory

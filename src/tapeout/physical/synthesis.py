@@ -1,7 +1,7 @@
 """Synthesis with Yosys and ABC, in a process of its own.
 
-Contract: each module that `rtl.boxes` emits once is flattened and mapped once; memory macros and the
-modules named as boxes keep their ports only.
+Contract: each module that `rtl.boxes` emits once is flattened and mapped once; memory macros and
+the modules named as boxes keep their ports only.
 """
 
 import importlib.util
@@ -115,7 +115,8 @@ def synthesise(
         "splitnets",
         "opt_clean -purge",
         f"tee -q -o stat.json stat -json {liberty}",
-        "write_verilog -noattr -noexpr -nodec netlist.v",
+        "write_verilog -noattr -noexpr -nodec -norename netlist.v",
+        "write_json netlist.json",
     ]
     (folder / "script.ys").write_text("\n".join(script))
     try:
@@ -141,14 +142,12 @@ def synthesise(
 
 
 def _types(found: dict) -> list[tuple[str, object]]:
-    return [
-        *found.get("num_cells_by_type", {}).items(), *found.get("num_submodules_by_type", {}).items()
-    ]  # fmt: skip
+    kinds = ("num_cells_by_type", "num_submodules_by_type")
+    return [entry for kind in kinds for entry in found.get(kind, {}).items()]
 
 
 def _number(value: object) -> int:
     return int(value["count"]) if isinstance(value, dict) else int(str(value))
-
 
 
 def _ties(pdk: Pdk) -> list[str]:

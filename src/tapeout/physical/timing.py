@@ -63,7 +63,7 @@ def analyse(
 
     Args:
         activity: (changes a cycle, share of cycles that it is 1) by pin `instance/pin`, or port;
-            empty: `DEFAULT_ACTIVITY` at inputs, carried on by OpenSTA.
+            empty: `DEFAULT_ACTIVITY` of every signal.
 
     Raises: PhysicalError where OpenSTA is missing or fails.
     """
@@ -80,11 +80,12 @@ def analyse(
         f"set period {period}",
         *_CONSTRAINTS.format(buffer=library.buffer, load=library.load).splitlines(),
     ]
-    script.append(f"set_power_activity -global -activity {DEFAULT_ACTIVITY} -duty 0.5")
-    ports = {name: a for name, a in activity.items() if "/" not in name}
-    for name, (changes, duty) in activity.items():
-        kind = "-input_ports [get_ports" if name in ports else "-pins [get_pins"
-        script.append(f"set_power_activity {kind} {{{name}}}] -activity {changes} -duty {duty}")
+    if activity:
+        entries = "\n".join(f"{{{name}}} {{{a} {d}}}" for name, (a, d) in activity.items())
+        script.append(f"array set activity {{{entries}}}")
+        script += _ANNOTATE.splitlines()
+    else:  # one activity for all signals goes above those of single ones
+        script.append(f"set_power_activity -global -activity {DEFAULT_ACTIVITY} -duty 0.5")
     script += ['puts "== power"', "report_power -digits 6", 'puts "== end"', "exit"]
     (folder / "script.tcl").write_text("\n".join(script) + "\n")
     try:
@@ -129,6 +130,27 @@ puts "== between"
 set from [all_registers -clock_pins]
 set to [all_registers -data_pins]
 report_checks -path_delay max -digits 4 -from $from -to $to
+"""
+
+# Patterns of names would take brackets for more than they are, so names are looked up.
+# The command for pins fails in OpenSTA of 2019; what it is to call does not.
+_ANNOTATE = """\
+foreach port [all_inputs] {
+  set name [string map {\\\\ ""} [get_property $port full_name]]
+  if {[info exists activity($name)]} {
+    lassign $activity($name) changes duty
+    set_power_activity -input_ports $port -activity $changes -duty $duty
+  }
+}
+foreach cell [get_cells *] {
+  foreach pin [get_pins -of_objects $cell] {
+    set name [string map {\\\\ ""} [get_property $pin full_name]]
+    if {[info exists activity($name)]} {
+      lassign $activity($name) changes duty
+      ::sta::set_power_pin_activity $pin $changes $duty
+    }
+  }
+}
 """
 
 
