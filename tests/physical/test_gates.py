@@ -1,10 +1,8 @@
-"""Cell functions, netlist simulation, libraries and parts; what needs tools asks for them."""
+"""Libraries, parts, and what the tools find in a small one."""
 
 import pytest
 
 from tapeout.chip import load
-from tapeout.physical.functions import expression
-from tapeout.physical.gates import GateSimulator
 from tapeout.physical.parts import chosen, memory_bits, parts
 from tapeout.physical.pdk import PhysicalError, find
 
@@ -35,60 +33,11 @@ def pdk(tmp_path):
     return find(str(tmp_path))
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("!(A*B)", 0b0111),
-        ("A + B C", 0b1110),
-        ("(A^B)", 0b0110),
-        ("!A & !B", 0b0001),
-        ("(!A) | B", 0b1011),
-        ("A !B", 0b0100),
-    ],
-)
-def test_liberty_functions_become_python(text, value):
-    names = {"A": "a", "B": "b", "C": "ones"}
-    assert eval(expression(text, names), {"a": 0b1100, "b": 0b1010, "ones": 0b1111}) == value
-
-
-@pytest.mark.parametrize("text", ["A'", "(A", "A*X", ""])
-def test_what_is_no_function_is_refused(text):
-    with pytest.raises(PhysicalError, match="is not read"):
-        expression(text, {"A": "a"})
-
-
 def test_cells_have_area_and_kind(pdk):
     cells = pdk.cells()
     assert cells["NAND2"].area_um2 == 2.0
     assert not cells["NAND2"].is_flop
     assert cells["DFF"].is_flop
-
-
-def test_a_netlist_runs_and_its_changes_are_counted(pdk):
-    """q' = !(go * q): q turns where go is set, else it is one."""
-    module = {
-        "ports": {
-            "clk": {"direction": "input", "bits": [2]},
-            "go": {"direction": "input", "bits": [3]},
-            "q": {"direction": "output", "bits": [4]},
-        },
-        "cells": {
-            "n": {"type": "NAND2", "connections": {"A": [3], "B": [4], "Y": [5]}},
-            "f": {"type": "DFF", "connections": {"CLK": [2], "D": [5], "Q": [4]}},
-        },
-    }
-    simulator = GateSimulator(module, pdk, streams=2)
-    outputs, activity = simulator.run([{"go": [0b01]}] * 5)
-    assert [o["q"][0] for o in outputs] == [0b00, 0b11, 0b10, 0b11, 0b10]
-    # Stream 0 changes in each of four steps, stream 1 once.
-    assert activity["f/Q"][0] == 5 / 8
-    assert activity["f/Q"][1] == 6 / 10
-
-
-def test_a_cell_without_a_function_is_named(pdk):
-    module = {"ports": {}, "cells": {"x": {"type": "MUX", "connections": {"Y": [2]}}}}
-    with pytest.raises(PhysicalError, match="MUX of x has no function"):
-        GateSimulator(module, pdk, streams=1)
 
 
 def test_a_folder_without_a_library_says_what_is_known(tmp_path):

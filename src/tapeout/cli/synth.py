@@ -43,12 +43,15 @@ def synth(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn parts of a chip into gates: area, slowest path, power, and the sum over the chip.
+    """Turn parts of a chip into gates: area, slowest path, and the sum over the chip.
 
     The first run of a part takes seconds to minutes; later ones find it in the cache.
 
     Example: tapeout synth --chip tiny --pdk osu018 --part token --clock-ghz 0.1
     """
+    import signal
+    import sys
+
     from rich.console import Console
 
     from tapeout.chip import load
@@ -56,6 +59,7 @@ def synth(
     from tapeout.physical.parts import chosen
     from tapeout.physical.pdk import find
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of what cleans up
     library = find(pdk)
     loaded = load(chip, settings or [])
     clock = clock_ghz or loaded.clock_ghz
@@ -99,7 +103,7 @@ def _show(chip: "Chip", pdk: "Pdk", clock_ghz: float, found: "Found", paths: boo
     console.print(f"[bold]{chip.name}[/bold] in {pdk.library.process}, for {clock_ghz:g} GHz")
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("part", style="bold", no_wrap=True)
-    for column in ("count", "cells", "registers", "um2 each", "um2", "ns", "GHz", "mW each"):
+    for column in ("count", "cells", "registers", "um2 each", "um2", "ns", "GHz"):
         table.add_column(column, justify="right", no_wrap=True)
     for part, m in found:
         delay = m.timing.slowest.delay_ns
@@ -107,16 +111,14 @@ def _show(chip: "Chip", pdk: "Pdk", clock_ghz: float, found: "Found", paths: boo
         table.add_row(
             part.name, str(part.count), str(m.cells), str(m.flops), f"{m.area_um2:.1f}",
             f"{part.count * m.area_um2:.0f}", f"[{style}]{delay:.3f}[/{style}]",
-            f"{m.f_max_ghz:.2f}", f"{m.timing.power_mw:.3f}{'*' if part.inside else ''}",
+            f"{m.f_max_ghz:.2f}",
         )  # fmt: skip
     table.add_section()
     total = sum(part.count * m.area_um2 for part, m in found)
-    table.add_row("sum", "", "", "", "", f"{total:.0f}", "", "", "")
+    table.add_row("sum", "", "", "", "", f"{total:.0f}", "", "")
     console.print(table)
     bits = ", ".join(f"{name} {n / 2**13:g} KiB" for name, n in memory_bits(chip).items())
     console.print(f"memories, macros that are not in the sum: {bits}")
-    if any(part.inside for part, _ in found):
-        console.print("* power with the parts inside; their area is not in it")
     for part, m in found:
         slowest = m.timing.slowest
         if slowest.delay_ns > 1 / clock_ghz:

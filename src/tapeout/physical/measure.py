@@ -1,7 +1,7 @@
-"""A part in gates: area, paths and power, measured once and found in the cache after.
+"""A part in gates: area and paths, measured once and found in the cache after.
 
-Contract: an entry is found by the part's Verilog, the library, the clock, the activity, this
-package's sources and the tools' versions: it never goes stale. Entries lie in
+Contract: an entry is found by the part's Verilog, the library, the clock, this package's
+sources and the tools' versions: it never goes stale. Entries lie in
 `$XDG_CACHE_HOME/tapeout/gates` (`~/.cache/tapeout/gates`).
 """
 
@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,15 +18,10 @@ from .parts import Part
 from .pdk import Pdk
 from .timing import Slowest, Timing
 
-NO_ACTIVITY: Mapping[str, tuple[float, float]] = {}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One instance of a part. Cells, area and power leave out what is a part of its own.
-
-    Power is that of all cells, parts within it included.
-    """
+    """One instance of a part. Cells and area leave out what is a part of its own."""
 
     cells: int
     flops: int
@@ -61,9 +55,7 @@ def measure(part: Part, pdk: Pdk, *, clock_ghz: float, folder: Path | None = Non
         netlist = synthesis.synthesise(
             verilog, part.name, pdk, boxes=part.boxes, period_ns=1 / clock_ghz, folder=work
         )
-        found = sta.analyse(
-            netlist, pdk, period_ns=1 / clock_ghz, activity=NO_ACTIVITY, folder=work
-        )
+        found = sta.analyse(netlist, pdk, period_ns=1 / clock_ghz, folder=work)
     known = pdk.cells()
     cells = {
         kind: count

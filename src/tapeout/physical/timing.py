@@ -1,4 +1,4 @@
-"""Timing and power with OpenSTA, in a process of its own.
+"""Timing with OpenSTA.
 
 Contract: ideal clock, no wires; inputs arrive with the clock edge behind a buffer, and outputs are
 due at the next. A path is named by the registers, or ports, at its ends.
@@ -7,15 +7,14 @@ due at the next. A path is named by the registers, or ports, at its ends.
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from .pdk import Pdk, PhysicalError
 from .synthesis import Netlist
+from .tools import call
 
 TIMEOUT_S = 1800
-DEFAULT_ACTIVITY = 0.2  # changes of a signal in a cycle, where no program was measured
 
 _NUMBER = r"(-?[\d.]+(?:[eE][-+]?\d+)?)"
 _PATH = re.compile(
@@ -23,7 +22,6 @@ _PATH = re.compile(
     rf".*?{_NUMBER}\s+slack",
     re.S,
 )
-_TOTAL = re.compile(rf"^Total\s+{_NUMBER}\s+{_NUMBER}\s+{_NUMBER}\s+{_NUMBER}", re.M)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +36,10 @@ class Slowest:
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Power is that at the clock given; `between` the slowest path from register to register."""
+    """The slowest of all paths, and `between` the slowest from register to register."""
 
     slowest: Slowest
     between: Slowest | None
-    power_mw: float
-    leakage_mw: float
 
 
 def tool_version() -> str:
@@ -55,15 +51,8 @@ def tool_version() -> str:
     return subprocess.run(["sta", "-version"], capture_output=True, text=True).stdout.strip()
 
 
-def analyse(
-    netlist: Netlist, pdk: Pdk, *, period_ns: float, activity: Mapping[str, tuple[float, float]],
-    folder: Path,
-) -> Timing:  # fmt: skip
-    """Timing and power of a netlist.
-
-    Args:
-        activity: (changes a cycle, share of cycles that it is 1) by pin `instance/pin`, or port;
-            empty: `DEFAULT_ACTIVITY` of every signal.
+def analyse(netlist: Netlist, pdk: Pdk, *, period_ns: float, folder: Path) -> Timing:
+    """Timing of a netlist; files are written in `folder`.
 
     Raises: PhysicalError where OpenSTA is missing or fails.
     """
@@ -79,23 +68,14 @@ def analyse(
         f"link_design {netlist.top}",
         f"set period {period}",
         *_CONSTRAINTS.format(buffer=library.buffer, load=library.load).splitlines(),
+        'puts "== end"',
+        "exit",
     ]
-    if activity:
-        entries = "\n".join(f"{{{name}}} {{{a} {d}}}" for name, (a, d) in activity.items())
-        script.append(f"array set activity {{{entries}}}")
-        script += _ANNOTATE.splitlines()
-    else:  # one activity for all signals goes above those of single ones
-        script.append(f"set_power_activity -global -activity {DEFAULT_ACTIVITY} -duty 0.5")
-    script += ['puts "== power"', "report_power -digits 6", 'puts "== end"', "exit"]
     (folder / "script.tcl").write_text("\n".join(script) + "\n")
-    try:
-        result = subprocess.run(
-            ["sta", "-no_splash", "-exit", "script.tcl"],
-            cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise PhysicalError(f"OpenSTA took more than {TIMEOUT_S} s for {netlist.top}") from None
-    output = result.stdout + result.stderr
+    output = call(
+        f"OpenSTA, for {netlist.top},", ["sta", "-no_splash", "-exit", "script.tcl"],
+        folder, TIMEOUT_S,
+    ).output  # fmt: skip
     errors = [line for line in output.splitlines() if line.startswith("Error")]
     if errors or "== end" not in output:
         raise PhysicalError(
@@ -103,14 +83,11 @@ def analyse(
         )
     sections = dict(re.findall(r"^== (\w+)\n(.*?)(?=^== )", output, re.M | re.S))
     slowest = _path(sections["all"], period, library.time_unit_ns)
-    total = _TOTAL.search(sections["power"])
-    if slowest is None or total is None:
-        raise PhysicalError(f"OpenSTA found no path or no power in {netlist.top}")
+    if slowest is None:
+        raise PhysicalError(f"OpenSTA found no path in {netlist.top}")
     return Timing(
         slowest=slowest,
         between=_path(sections["between"], period, library.time_unit_ns),
-        power_mw=1e3 * float(total[4]),
-        leakage_mw=1e3 * float(total[3]),
     )
 
 
@@ -132,27 +109,6 @@ set to [all_registers -data_pins]
 report_checks -path_delay max -digits 4 -from $from -to $to
 """
 
-# Patterns of names would take brackets for more than they are, so names are looked up.
-# The command for pins fails in OpenSTA of 2019; what it is to call does not.
-_ANNOTATE = """\
-foreach port [all_inputs] {
-  set name [string map {\\\\ ""} [get_property $port full_name]]
-  if {[info exists activity($name)]} {
-    lassign $activity($name) changes duty
-    set_power_activity -input_ports $port -activity $changes -duty $duty
-  }
-}
-foreach cell [get_cells *] {
-  foreach pin [get_pins -of_objects $cell] {
-    set name [string map {\\\\ ""} [get_property $pin full_name]]
-    if {[info exists activity($name)]} {
-      lassign $activity($name) changes duty
-      ::sta::set_power_pin_activity $pin $changes $duty
-    }
-  }
-}
-"""
-
 
 def _path(text: str, period: float, unit_ns: float) -> Slowest | None:
     found = _PATH.search(text)
@@ -167,5 +123,6 @@ def _path(text: str, period: float, unit_ns: float) -> Slowest | None:
 
 
 def _register(name: str) -> str:
-    """Yosys adds the kind of register to the name of what it drives."""
-    return re.sub(r"\$_\w+$", "", name.replace("\\", ""))
+    """Without what Yosys adds: the kind of register, and marks of a port of a memory."""
+    plain = name.replace("\\", "").replace("._TECHMAP_REPLACE_.", ".")
+    return re.sub(r"\$_\w+$", "", plain)
