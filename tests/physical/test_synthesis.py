@@ -1,5 +1,6 @@
 """Small parts through Yosys, ABC and OpenSTA, in a library whose figures are round."""
 
+import json
 import os
 import signal
 import subprocess
@@ -190,3 +191,20 @@ def _runs(pid: int) -> bool:
         return False
     with open(f"/proc/{pid}/stat") as stat:
         return stat.read().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_the_command_says_which_parts_miss_the_clock(pdk, tmp_path):
+    command = [sys.executable, "-m", "tapeout", "synth", "--chip", "tiny"]
+    command += ["--pdk", str(tmp_path), "--part", "token"]
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "COLUMNS": "120"}
+    shown = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert shown.returncode == 0, shown.stderr
+    assert "token misses the clock" in shown.stdout
+    said = subprocess.run([*command, "--json"], capture_output=True, text=True, env=environment)
+    found = json.loads(said.stdout)["parts"]["token"]
+    assert found["count"] == 48
+    assert found["flops"] == 7
+    assert found["area_um2"] > 7 * AREA["DFFPOSX1"]
+    slowest = found["timing"]["slowest"]
+    assert slowest["delay_ns"] > CLOCK_TO_Q_NS + GATE_NS
+    assert slowest["report"].count("NAND2X1") >= 1
