@@ -156,7 +156,7 @@ def synthesise(
         "splitnets",
         "opt_clean -purge",
         f"tee -q -o stat.json stat -json {liberty}",
-        "write_verilog -noattr -noexpr -nodec -norename netlist.v",
+        "write_verilog -noattr -noexpr -nodec -norename -simple-lhs netlist.v",
         "write_json netlist.json",
     ]
     (folder / "script.ys").write_text("\n".join(script))
