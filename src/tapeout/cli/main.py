@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from tapeout import __version__
 
-VERBS = ("run", "chat", "chip", "rtl", "verify", "prove")  # in the order --help lists them
+VERBS = ("run", "chat", "chip", "rtl", "verify", "prove", "synth")  # in the order --help lists them
 
 
 class _Verbs(TyperGroup):

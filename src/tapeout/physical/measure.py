@@ -1,0 +1,88 @@
+"""A part in gates: area and paths, measured once and found in the cache after.
+
+Contract: an entry is found by the part's Verilog, the library, the clock, this package's
+sources and the tools' versions: it never goes stale. Entries lie in
+`$XDG_CACHE_HOME/tapeout/gates` (`~/.cache/tapeout/gates`).
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from . import synthesis
+from . import timing as sta
+from .parts import Part
+from .pdk import Pdk
+from .timing import Slowest, Timing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One instance of a part. Cells and area leave out what is a part of its own."""
+
+    cells: int
+    flops: int
+    area_um2: float
+    timing: Timing
+
+    @property
+    def f_max_ghz(self) -> float:
+        return 1 / self.timing.slowest.delay_ns
+
+
+def measure(part: Part, pdk: Pdk, *, clock_ghz: float, folder: Path | None = None) -> Measured:
+    """Synthesises a part and analyses it, or finds what was measured.
+
+    Raises: PhysicalError where a tool is missing or fails.
+    """
+    versions = (synthesis.tool_version(), sta.tool_version())
+    verilog = part.verilog()
+    key = hashlib.sha256(
+        repr((verilog, part.inside, part.boxes, pdk.digest(), clock_ghz, versions)).encode()
+    )
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        key.update(source.read_bytes())
+    folder = folder or _cache_folder()
+    place = folder / f"{part.name}-{key.hexdigest()[:24]}.json"
+    if place.is_file():
+        return _read(json.loads(place.read_text()))
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="tapeout-gates-") as scratch:
+        work = Path(scratch)
+        netlist = synthesis.synthesise(
+            verilog, part.name, pdk, boxes=part.boxes, period_ns=1 / clock_ghz, folder=work
+        )
+        found = sta.analyse(netlist, pdk, period_ns=1 / clock_ghz, folder=work)
+    known = pdk.cells()
+    cells = {
+        kind: count
+        for kind, count in netlist.total(part.inside).items()
+        if kind in known  # else a box
+    }
+    measured = Measured(
+        cells=sum(cells.values()),
+        flops=sum(count for kind, count in cells.items() if known[kind].is_flop),
+        area_um2=sum(known[kind].area_um2 * count for kind, count in cells.items()),
+        timing=found,
+    )
+    partial = place.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(asdict(measured)))
+    os.replace(partial, place)
+    return measured
+
+
+def _read(entry: dict) -> Measured:
+    found = entry.pop("timing")
+    slowest, between = found.pop("slowest"), found.pop("between")
+    timing = Timing(
+        slowest=Slowest(**slowest), between=Slowest(**between) if between else None, **found
+    )
+    return Measured(timing=timing, **entry)
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "tapeout" / "gates"
