@@ -6,6 +6,11 @@ the host's changes by overriding `write`.
 
 import numpy as np
 
+from tapeout.chip import Chip
+
+from .fields import WORD_BYTES
+from .program import Program
+
 
 class HostHbm:
     """HBM of `hbm_bytes` as the host sees it; `_used` bytes are allocated."""
@@ -43,6 +48,20 @@ class HostHbm:
     def read(self, address: int, nbytes: int) -> np.ndarray:
         """uint8 [nbytes] copied from HBM."""
         return self._range(address, nbytes).copy()
+
+    def write_code(self, program: Program, chip: Chip) -> list[tuple[int, bytes]]:
+        """Address and image of each queue's code, in the order of queues.
+
+        Whole lines are fetched, so each has room up to a line's end: it may reach past the stream.
+        """
+        line_bytes = chip.seq.fetch_line_instructions * WORD_BYTES
+        placed = []
+        for name in chip.queue_names:
+            image = program.encode(name) if program.streams.get(name) else b""
+            address = self.allocate(-(-len(image) // line_bytes) * line_bytes)
+            self.write(address, image)
+            placed.append((address, image))
+        return placed
 
     def _range(self, address: int, nbytes: int) -> np.ndarray:
         if address < 0 or nbytes < 0 or address + nbytes > self._used:

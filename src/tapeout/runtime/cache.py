@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import tapeout
+from tapeout import cache_folder
 from tapeout.chip import Chip, to_toml
 from tapeout.compiler.artifact import Artifact, ArtifactError
 from tapeout.models import ModelError, ModelSource
@@ -96,12 +97,6 @@ def compiled(
     gc.collect()  # the graphs of torch.export hold the float32 weights in cycles
     artifact = _read(place) or artifact  # maps the weights instead of holding them
     return Compiled(artifact=artifact, seconds=time.perf_counter() - start, from_cache=False)
-
-
-def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/tapeout`, or `~/.cache/tapeout`."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "tapeout"
 
 
 def key(source: ModelSource, chip: Chip, options: Options) -> str:

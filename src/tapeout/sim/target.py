@@ -8,6 +8,7 @@ import numpy as np
 
 from tapeout.chip import Chip
 from tapeout.isa import errors
+from tapeout.isa.fields import WORD_BYTES
 from tapeout.isa.host import HostHbm
 from tapeout.isa.instruction import Fault
 from tapeout.isa.native import flatten
@@ -88,20 +89,14 @@ class Sim(HostHbm):
         program.check_bindings(self.chip, bases)
         for address, nbytes, _ in bases.values():
             self._range(address, nbytes)
-        code: dict[str, tuple[int, int]] = {}
-        words = []
-        line_bytes = self.chip.seq.fetch_line_instructions * 64
-        for name in names:
-            stream = program.streams.get(name, [])
-            image = program.encode(name) if stream else b""
-            # Whole lines are fetched: the last one may reach past the stream.
-            address = self.allocate(-(-len(image) // line_bytes) * line_bytes)
-            self.write(address, image)
-            words.append(image)
-            if stream:
-                code[name] = (address, len(stream))
+        placed = self.write_code(program, self.chip)
+        code = {
+            name: (address, len(image) // WORD_BYTES)
+            for name, (address, image) in zip(names, placed, strict=True)
+            if image
+        }
         native = self._machine.load(
-            words,
+            [image for _, image in placed],
             [code.get(name, (0, 0))[0] for name in names],
             [(number, *base) for number, base in bases.items()],
         )

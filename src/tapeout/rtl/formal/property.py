@@ -55,6 +55,7 @@ class Property(Elaboratable):
         return self._component(*arguments, **named)
 
     def state(self, m: Module) -> None:
+        """Written by each property."""
         raise NotImplementedError
 
     def elaborate(self, platform: object) -> Module:

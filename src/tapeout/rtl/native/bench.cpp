@@ -30,7 +30,7 @@ struct Port {  // of one queue; see tapeout.rtl.core
   WData *send_data, *data;
 };
 
-// kQueues, kRequestCycles, kRequestStages (of those, in the core), kResponseCycles, kResponseStages,
+// kQueues, kStalls, kRequestCycles, kRequestStages (of those, in the core), kResponseCycles, kResponseStages,
 // kDataBytes, hbm_params(), bind(), kMacros
 #include "ports.inc"
 
@@ -43,7 +43,7 @@ struct Event {
 
 // What a queue's cycles went to; `stalls` by tapeout.rtl.sequencer.Stall.
 struct Counts {
-  uint64_t stalls[8 + kQueues], occupied, runs;
+  uint64_t stalls[kStalls], occupied, runs;
 };
 
 struct Bytes {  // that moved between HBM and the core
@@ -305,7 +305,7 @@ int bench_fault(const Bench* bench) { return bench->fault(); }
 int bench_fault_queue(const Bench* bench) { return bench->fault_queue(); }
 uint64_t bench_fault_pc(const Bench* bench) { return bench->fault_pc(); }
 uint64_t bench_event_count(const Bench* bench) { return bench->events().size(); }
-// [queues][8 + queues + 2]; read, written and fetched bytes; the HBM model's counters.
+// [queues][kStalls + 2]; read, written and fetched bytes; the HBM model's counters.
 const uint64_t* bench_counts(const Bench* bench) { return bench->counts()->stalls; }
 void bench_traffic(const Bench* bench, Bytes* bytes, tapeout::Hbm::Counters* hbm) {
   *bytes = bench->bytes();

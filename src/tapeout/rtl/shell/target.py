@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from tapeout.chip import Chip, to_toml
-from tapeout.isa.fields import WORD_BYTES
 from tapeout.isa.host import HostHbm
 from tapeout.isa.instruction import Fault
 from tapeout.isa.program import Program
@@ -106,14 +105,7 @@ class Shell(HostHbm):
     def load(self, program: Program, bases: dict[int, tuple[int, int, bool]]) -> Loaded:
         """Writes the program to memory."""
         program.check_bindings(self.chip, bases)
-        line_bytes = self.chip.seq.fetch_line_instructions * WORD_BYTES
-        code = []
-        for name in self.chip.queue_names:
-            image = program.encode(name) if program.streams.get(name) else b""
-            address = self.allocate(-(-len(image) // line_bytes) * line_bytes)
-            self.write(address, image)
-            code.append((address, len(image) // WORD_BYTES))
-        return Loaded(program, code, dict(bases))
+        return Loaded.of(program, self.write_code(program, self.chip), bases)
 
     def start(self, handle: Loaded) -> None:
         """Configures the shell for the program and starts it, with every interrupt enabled."""
