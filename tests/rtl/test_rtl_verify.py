@@ -55,7 +55,7 @@ class Wrong(Sim):
 
 
 def hardware(fault: str) -> Callable[..., Sim]:
-    def make(chip: Any, *, hbm_bytes: int, limit_cycles: int) -> Sim:
+    def make(chip: Any, *, hbm_bytes: int) -> Sim:
         target = Wrong(chip, hbm_bytes=hbm_bytes)
         target.fault = fault
         return target

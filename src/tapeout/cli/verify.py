@@ -1,6 +1,7 @@
 """`tapeout verify`: interp, sim and rtl against each other on random programs."""
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,6 +11,7 @@ from tapeout.cli.options import ChipOption, JsonOption, SetOption
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from tapeout.chip import Chip
     from tapeout.rtl.verification.run import Campaign
 
 
@@ -32,6 +34,18 @@ def verify(
     seed: Annotated[
         int, typer.Option("--seed", min=0, metavar="S", help="The first program's seed.")
     ] = 0,
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", min=1, metavar="N", help="Processes that run programs.")
+    ] = 1,
+    mutants: Annotated[
+        int,
+        typer.Option(
+            "--mutants",
+            min=0,
+            metavar="N",
+            help="Instead: draw N faults in the hardware, and count those that --programs find.",
+        ),
+    ] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Run random programs on interp, sim and the hardware, and compare every bit and cycle.
@@ -48,6 +62,9 @@ def verify(
     from tapeout.rtl.verification.run import verify as run
 
     console = Console(stderr=True, highlight=False)
+    if mutants:
+        _mutants(console, load(chip, settings or []), mutants, programs, seed, as_json)
+        return
     chips = [random_chip(seed + k) for k in range(random_chips)] or [load(chip, settings or [])]
     campaigns = []
     for number, each in enumerate(chips):
@@ -58,7 +75,12 @@ def verify(
                 status.update(f"{name}: {c.programs} programs, {c.instructions} instructions agree")
 
             campaign = run(
-                each, instructions=instructions, programs=programs, seed=seed, progress=show
+                each,
+                instructions=instructions,
+                programs=programs,
+                seed=seed,
+                jobs=jobs,
+                progress=show,
             )
         campaigns.append((name, campaign))
         if campaign.failure is not None:
@@ -69,6 +91,40 @@ def verify(
         _show(Console(highlight=False), campaigns)
     if any(c.failure is not None for _, c in campaigns):
         raise typer.Exit(1)
+
+
+def _mutants(
+    console: "Console", chip: "Chip", count: int, programs: int, seed: int, as_json: bool
+) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from tapeout.rtl.verification.mutants import Mutant, hunt
+
+    with console.status(f"building the hardware of {chip.name} with {count} faults") as status:
+
+        def show(judged: Sequence[Mutant]) -> None:
+            caught = sum(m.caught_by is not None for m in judged)
+            status.update(f"{caught} of {len(judged)} faults caught")
+
+        judged = hunt(chip, count=count, programs=programs, seed=seed, progress=show)
+    if as_json:
+        typer.echo(json.dumps([vars(m) for m in judged], indent=2))
+        return
+    out = Console(highlight=False)
+    left = [m for m in judged if m.caught_by is None]
+    out.print(
+        f"[bold]{chip.name}[/bold]: {count - len(left)} of {count} faults in the hardware "
+        f"({(count - len(left)) / count:.1%}) caught by {programs} programs"
+    )
+    if left:
+        table = Table(box=box.SIMPLE_HEAD, title="not caught")
+        for column in ("fault", "module", "line", "becomes"):
+            table.add_column(column, overflow="fold")
+        for m in left:
+            table.add_row(m.kind, m.module, m.line, m.becomes)
+        out.print(table)
 
 
 def _as_json(name: str, c: "Campaign") -> dict[str, Any]:

@@ -35,6 +35,11 @@ class HostHbm:
         self._used = address + nbytes
         return address
 
+    def reset(self) -> None:
+        """Frees all of HBM; it reads as zero again."""
+        self._bytes()[: self._used] = 0
+        self._used = 0
+
     def write(self, address: int, data: bytes | np.ndarray) -> int:
         """Copies bytes (an array's bytes, in C order) to HBM; how many."""
         raw = (

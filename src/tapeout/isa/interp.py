@@ -91,11 +91,6 @@ class Interp(HostHbm):
         self._hbm.grow(self._used)
         return address
 
-    def reset(self) -> None:
-        """Frees all of HBM."""
-        self._used = 0
-        self._hbm.data[:] = 0
-
     def _bytes(self) -> np.ndarray:
         return self._hbm.data
 

@@ -34,6 +34,7 @@ _PACKAGE = Path(tapeout.__file__).parent
 _BENCH = Path(__file__).parent / "native" / "bench.cpp"
 _HBM = [_PACKAGE / "sim" / "native" / name for name in ("hbm.hpp", "hbm.cpp")]
 MACROS = Path(__file__).parent / "native" / "macros.hpp"
+BENCH_SOURCES = (_BENCH, MACROS, *_HBM)  # C++ around a core
 # What the core and the bench are written in; the hardware's checks have packages of their own.
 _FOLDERS = ("chip", "isa", "numerics", "rtl", "rtl/native")
 _FLAGS = ["-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "-Wno-lint",
@@ -63,10 +64,10 @@ def library(chip: Chip, *, folder: Path | None = None) -> Path:
         return {
             "core.v": boxes.convert(core, "core"),
             "core.vlt": boxes.verilator_configuration(),
-            "ports.inc": _ports(core),
+            "ports.inc": ports_of(core),
         }
 
-    return compiled(chip.name, "core", to_toml(chip), files, [_BENCH, MACROS, *_HBM], folder=folder)
+    return compiled(chip.name, "core", to_toml(chip), files, BENCH_SOURCES, folder=folder)
 
 
 def compiled(
@@ -158,11 +159,14 @@ def _verilator() -> tuple[str, Path]:
 def _call(command: list[str], folder: Path, environment: dict[str, str]) -> None:
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if result.returncode:
-        lines = [line for line in (result.stdout + result.stderr).splitlines() if "rror" in line]
-        raise BuildError(f"{Path(command[0]).name} failed: {lines[0] if lines else 'no message'}")
+        lines = (result.stdout + result.stderr).splitlines()
+        told = [
+            line for line in lines if line.startswith(("%Error", "%Warning")) or "error:" in line
+        ]
+        raise BuildError(f"{Path(command[0]).name} failed: {told[0] if told else 'no message'}")
 
 
-def _ports(core: Core) -> str:
+def ports_of(core: Core) -> str:
     """The bench's view of this core: C++ constants, the HBM's parameters, ports and memories."""
     chip = core.chip
     lines = [

@@ -60,11 +60,13 @@ class StraightLoad(wiring.Component):
             if k:
                 order = self._down(m, k, order)
             reads.append(self._agent(m, k, order, slot == k // buses))
-        for bank in range(banks):
-            for k in range(bank, rows, banks):
-                read, row = reads[k]
-                with m.If(read):
-                    m.d.comb += [self.spm.enable[bank].eq(1), self.spm.row[bank].eq(row + k)]
+        enables = [Signal(name=f"enable_{bank}") for bank in range(banks)]
+        sources = [Signal(self.row_bits, name=f"row_{bank}") for bank in range(banks)]
+        for k, (read, row) in enumerate(reads):
+            with m.If(read):
+                m.d.comb += [enables[k % banks].eq(1), sources[k % banks].eq(row + k)]
+        m.d.comb += self.spm.enable.eq(Cat(enables))
+        m.d.comb += [self.spm.row[bank].eq(source) for bank, source in enumerate(sources)]
         held = Signal.like(self.spm.data.as_value(), name="held")
         m.d.sync += held.eq(self.spm.data)
         for k, (read, _) in enumerate(reads):

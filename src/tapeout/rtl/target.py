@@ -2,6 +2,7 @@
 
 import ctypes
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,17 +71,23 @@ class Rtl(HostHbm):
         chip: the chip description.
         hbm_bytes: size of HBM; by default the chip's capacity, 8 GiB at most.
         limit_cycles: a run longer than this is given up.
+        built: the core's library; by default built now or found in the cache.
     """
 
     def __init__(
-        self, chip: Chip, *, hbm_bytes: int | None = None, limit_cycles: int = 1 << 32
+        self,
+        chip: Chip,
+        *,
+        hbm_bytes: int | None = None,
+        limit_cycles: int = 1 << 32,
+        built: Path | None = None,
     ) -> None:
         self.chip, self.limit_cycles = chip, limit_cycles
         super().__init__(
             hbm_bytes or min(chip.hbm.capacity_bytes, _DEFAULT_HBM_BYTES), "hbm_bytes= makes room"
         )
         self._hbm = np.zeros(self.hbm_bytes, np.uint8)
-        self._native = ctypes.CDLL(str(library(chip)))
+        self._native = ctypes.CDLL(str(built or library(chip)))
         self._native.bench_create.restype = ctypes.c_void_p
         for name in ("bench_fault_pc", "bench_event_count"):
             getattr(self._native, name).restype = ctypes.c_uint64

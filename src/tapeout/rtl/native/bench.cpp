@@ -171,6 +171,10 @@ class Bench {
     copy_macros(context_, kMacros, memory, data, write);
   }
 
+#ifdef MUTANTS  // a core with faults to select; see tapeout.rtl.verification.mutants
+  void select(int mutant) { top_.mutant = mutant; }
+#endif
+
   int fault() const { return top_.fault; }
   int fault_queue() const { return top_.fault_queue; }
   uint64_t fault_pc() const { return top_.fault_pc; }
@@ -311,5 +315,9 @@ void bench_traffic(const Bench* bench, Bytes* bytes, tapeout::Hbm::Counters* hbm
   *bytes = bench->bytes();
   *hbm = bench->hbm();
 }
+#ifdef MUTANTS
+void bench_select(Bench* bench, int mutant) { bench->select(mutant); }
+const char* bench_mutants() { return MUTANTS; }
+#endif
 const Event* bench_events(const Bench* bench) { return bench->events().data(); }
 }

@@ -3,13 +3,15 @@
 Values are drawn so that most blocks are legal; the grower throws the others away.
 """
 
+import dataclasses
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from tapeout.chip import Chip
 from tapeout.isa import Addr, Count, HbmAddr, Instruction, Kind, Operand, dma, mxu, seq, vpu
+from tapeout.isa.instruction import When
 from tapeout.isa.interp import Run
 from tapeout.isa.program import channel_bit
 from tapeout.isa.seq import Alu
@@ -21,17 +23,28 @@ INDEX_ROWS = 4  # the last rows of vmem hold indices; nothing else writes there
 
 @dataclass
 class Block:
-    """Instructions by queue; the first of each carries the tokens that the block turns out to need.
-
-    `depths[queue][position]` is the number of loops of the block around an instruction.
-    """
+    """Instructions by queue; the first of each carries the tokens that the block may need."""
 
     streams: dict[int, list[Instruction]]
-    depths: dict[int, dict[int, int]] = field(default_factory=dict)
 
 
-def propose(rng: random.Random, chip: Chip, run: Run) -> Block:
-    """One block, by chance, that may or may not be legal in the present state of the run."""
+def loop_depths(stream: list[Instruction]) -> list[int]:
+    """How many loops of the stream are around each of its instructions."""
+    depths, ends = [], list[int]()
+    for at, instruction in enumerate(stream):
+        ends = [end for end in ends if end > at]
+        depths.append(len(ends))
+        if isinstance(instruction, seq.Loop):
+            ends.append(at + 1 + instruction.length)
+    return depths
+
+
+def propose(rng: random.Random, chip: Chip, run: Run, *, spare_tokens: bool = True) -> Block:
+    """One block, by chance, that may or may not be legal in the present state of the run.
+
+    Args:
+        spare_tokens: some blocks have tokens that order nothing.
+    """
     maker = Maker(rng, chip, run)
     kinds: list[tuple[int, Callable[[], Block]]] = [
         (4, maker.load),
@@ -43,18 +56,30 @@ def propose(rng: random.Random, chip: Chip, run: Run) -> Block:
         (2, maker.loop),
         (1, maker.pipeline),
     ]
+    if spare_tokens:
+        kinds += [(3, maker.handshake), (1, maker.flood)]
     return rng.choices([make for _, make in kinds], [weight for weight, _ in kinds])[0]()
+
+
+def stripes(chip: Chip) -> dict[str, int]:
+    """Rows of a stripe, of the memories that have them."""
+    return {"spm": chip.spm.rows_per_stripe, "acc": chip.acc.rows_per_stripe}
+
+
+def edge(rng: random.Random, rows: int, offset: int) -> int:
+    """`offset` from the first of so many rows, or from the last."""
+    return offset if rng.random() < 0.6 else rows - 1 - offset
 
 
 def prologue(rng: random.Random, chip: Chip) -> list[Block]:
     """Data for the first operands: some stripes of spm, half of vmem, two stripes of acc."""
-    spm = chip.spm.rows_per_stripe
-    shape: dict[str, Any] = {"lanes": chip.lanes, "rows": Count(48)}
+    spm, count = chip.spm.rows_per_stripe, 48
+    shape: dict[str, Any] = {"lanes": chip.lanes, "rows": Count(count)}
     blocks = []
     for stripe in rng.sample(range(chip.spm.stripes), min(6, chip.spm.stripes)):
         load = dma.Load(
             hbm=HbmAddr(DATA, 64 * stripe),
-            row=Addr(stripe * spm),
+            row=Addr(stripe * spm + rng.choice([0, max(0, spm - count)])),
             row_bytes=2 * chip.lanes,
             **shape,
         )
@@ -69,10 +94,12 @@ def prologue(rng: random.Random, chip: Chip) -> list[Block]:
     )
     blocks.append(Block({DMA0: [vmem]}))
     for stripe in rng.sample(range(chip.acc.stripes), min(2, chip.acc.stripes)):
+        first = stripe * chip.acc.rows_per_stripe
+        first += rng.choice([0, max(0, chip.acc.rows_per_stripe - count)])
         copy = vpu.Map(
-            rows=Count(48),
+            rows=Count(count),
             a=Operand(Kind.VMEM, 0, row_stride=1),
-            dst=Operand(Kind.ACC, stripe * chip.acc.rows_per_stripe, row_stride=1),
+            dst=Operand(Kind.ACC, first, row_stride=1),
         )
         blocks.append(Block({VPU: [copy]}))
     return blocks
@@ -85,6 +112,8 @@ class Maker:
         self.rng, self.chip, self.run = rng, chip, run
         self.lanes = chip.lanes
         self.vmem_rows = chip.vmem.rows - INDEX_ROWS
+        self.registers = range(1, chip.seq.registers)
+        self.moving: tuple[int, int] | None = None  # (a loop's register, its value at first)
 
     # --- values ---
 
@@ -93,8 +122,12 @@ class Maker:
 
     def split(self, queue: int, value: int, bits: int) -> tuple[int, int]:
         """(imm, register) of a value, through a register of the queue where one suits."""
+        if self.moving is not None and self.rng.random() < 0.5:
+            register, least = self.moving
+            if least <= value < 1 << bits:
+                return value - least, register
         registers = self.run.queues[queue].registers
-        suits = [r for r in range(1, 9) if 0 < registers[r] <= value < 1 << bits]
+        suits = [r for r in self.registers if 0 < registers[r] <= value < 1 << bits]
         if suits and self.rng.random() < 0.5:
             register = self.rng.choice(suits)
             return value - registers[register], register
@@ -114,11 +147,11 @@ class Maker:
         values = {"spm": self.run.core.spm, "vmem": self.run.core.vmem, "acc": self.run.core.acc}
         rows: Any = values[memory].written.all(axis=1)
         limit = self.vmem_rows if memory == "vmem" else len(rows)
-        stripe = {"spm": self.chip.spm.rows_per_stripe, "acc": self.chip.acc.rows_per_stripe}
+        stripe = stripes(self.chip).get(memory, limit)
         for _ in range(20):
-            start = self.rng.randrange(0, limit, stripe.get(memory, limit))
-            start += self.rng.randrange(min(48, limit))
-            start -= start % 2 if even else 0
+            start = self.rng.randrange(0, limit, stripe)
+            start += edge(self.rng, stripe, self.rng.randrange(min(48, stripe)))
+            start = min(start - start % 2 if even else start, limit - 1)
             if not written or rows[start : start + written].all():
                 return start
         return start
@@ -185,8 +218,14 @@ class Maker:
         )
 
     def scalar(self) -> Block:
-        rng, queue = self.rng, self.rng.randrange(self.chip.queue_count)
-        dst, a, b = rng.randrange(1, 9), rng.randrange(9), rng.randrange(9)
+        queue = self.rng.randrange(self.chip.queue_count)
+        return self.one(queue, self.sequencing())
+
+    def sequencing(self) -> Instruction:
+        """What any queue can run, loops excepted."""
+        rng = self.rng
+        dst, a, b = (rng.choice(self.registers) for _ in range(3))
+        a, b = rng.choice([0, a]), rng.choice([0, b])
         makes: list[Callable[[], Instruction]] = [
             lambda: seq.Set(dst=dst, value=rng.choice([0, 1, 3, 8, 16, 40, -1, -(2**47)])),
             lambda: seq.AluOp(
@@ -196,7 +235,7 @@ class Maker:
             lambda: seq.Load(dst=dst, src=HbmAddr(OUTPUT, 4 * rng.randrange(512))),
             lambda: seq.Nop(drain=True),
         ]
-        return self.one(queue, rng.choice(makes)())
+        return rng.choice(makes)()
 
     def operand(self, kinds: list[Kind], span: int, result: bool = False) -> Operand:
         """An operand over about `span` rows."""
@@ -304,31 +343,105 @@ class Maker:
         make = self.rng.choice([self.load, self.store])
         return next(iter(make().streams.values()))
 
+    def handshake(self) -> Block:
+        """Tokens from any instruction of a queue to any of another, by loops or one by one."""
+        rng, per_pair = self.rng, self.chip.tokens.channels_per_pair
+        producer, consumer = rng.sample(range(self.chip.queue_count), 2)
+        number, tokens = rng.randrange(per_pair), rng.choice([1, 1, 1, 2, 3])
+        posts = 1 << channel_bit(producer, consumer, number, per_pair)
+        waits = 1 << channel_bit(consumer, producer, number, per_pair)
+        streams: dict[int, list[Instruction]] = {}
+        for queue, mask, when, channel in (
+            (producer, "posts", "post_when", posts),
+            (consumer, "waits", "wait_when", waits),
+        ):
+            stream, places, condition = self.times(queue, tokens)
+            at = rng.choice(places)
+            changes: dict[str, Any] = {mask: channel, when: condition}
+            stream[at] = dataclasses.replace(stream[at], **changes)
+            if rng.random() < 0.3:
+                at = rng.randrange(len(stream))
+                stream[at] = dataclasses.replace(stream[at], drain=True)
+            streams[queue] = stream
+        return Block(streams)
+
+    def times(self, queue: int, count: int) -> tuple[list[Instruction], list[int], When]:
+        """Instructions, the places in them, and the condition, that do something `count` times."""
+        rng = self.rng
+        bodies: list[list[Instruction]] = [self.body(queue), [self.sequencing()], [seq.Nop()]]
+        body = rng.choice(bodies)
+        if rng.random() < 0.3:
+            body = [*body, self.sequencing()]
+        forms = [(count, When.ALWAYS), (count + 1, When.NOT_FIRST)]
+        if count == 1:
+            trips = rng.choice([1, 2, 3])
+            forms += [(trips, When.FIRST), (trips, When.LAST), *[(0, When.ALWAYS)] * 2]
+        trips, when = rng.choice(forms)
+        if not trips:
+            return body, list(range(len(body))), when
+        loop: Instruction = seq.Loop(count=Count(trips), length=len(body))
+        if count == 1 and rng.random() < 0.2:
+            return [loop, *body], [0], When.ALWAYS
+        return [loop, *body], list(range(1, 1 + len(body))), when
+
     def loop(self) -> Block:
-        """A loop, perhaps within a loop, perhaps of no trips, whose register moves each time."""
+        """Loops around each other, perhaps of no trips, whose register moves each time."""
         rng, queue = self.rng, self.rng.randrange(self.chip.queue_count)
-        body = [*self.body(queue), seq.AluOp(dst=1, a=1, imm=rng.choice([0, 1, 2, 16]))]
-        rng.shuffle(body)
+        moving, counter = rng.sample(self.registers, 2)
+        first = rng.randrange(4)
+        self.moving = moving, first
+        stream = self.body(queue)
+        self.moving = None
+        stream.append(seq.AluOp(dst=moving, a=moving, imm=rng.choice([0, 1, 2, 16])))
+        rng.shuffle(stream)
         count = rng.choice([1, 2, 3, 0, -1])
-        stream: list[Instruction] = [seq.Set(dst=1, value=rng.randrange(4))]
-        if count < 0:
-            stream.append(seq.Set(dst=9, value=count))
-        trips = Count(0, 9) if count < 0 else Count(count)
-        depths: dict[int, int] = {}
-        nested = rng.random() < 0.3
-        if nested:
-            stream.append(seq.Loop(count=Count(rng.choice([1, 2])), length=len(body) + 1))
-            depths[len(stream)] = 1
-        stream.append(seq.Loop(count=trips, length=len(body)))
-        for at in range(len(body)):
-            depths[len(stream) + at] = 2 if nested else 1
-        return Block({queue: [*stream, *body]}, {queue: depths})
+        start: list[Instruction] = [seq.Set(dst=moving, value=first)]
+        if count < 0 or rng.random() < 0.3:
+            start.append(seq.Set(dst=counter, value=count))
+            stream.insert(0, seq.Loop(count=Count(0, counter), length=len(stream)))
+        else:
+            stream.insert(0, seq.Loop(count=Count(count), length=len(stream)))
+        for _ in range(1, rng.choice([1, 1, 1, *range(2, self.chip.seq.loop_depth + 1)])):
+            if rng.random() < 0.3:
+                stream.insert(0, self.sequencing())
+            if rng.random() < 0.3:
+                stream.append(seq.Nop())
+            stream.insert(0, seq.Loop(count=Count(rng.choice([1, 1, 2])), length=len(stream)))
+        return Block({queue: [*start, *stream]})
+
+    def flood(self) -> Block:
+        """A channel as full as it gets: tokens of a whole loop before the first is awaited."""
+        rng, per_pair = self.rng, self.chip.tokens.channels_per_pair
+        producer, consumer = rng.sample(range(self.chip.queue_count), 2)
+        there = [  # channels that hold nothing, and have not held much
+            c for c in range(per_pair) if not self.run.channel(producer, consumer, c).posted
+        ]
+        number = rng.choice(there or [0])
+        begins = (number + 1) % per_pair  # tells the consumer that the last token has been posted
+        tokens = rng.randrange(1, self.chip.tokens.capacity + 1)
+
+        def bit(queue: int, peer: int, channel: int) -> int:
+            return 1 << channel_bit(queue, peer, channel, per_pair)
+
+        give: list[Instruction] = [
+            seq.Loop(count=Count(tokens), length=1),
+            seq.Nop(posts=bit(producer, consumer, number)),
+            seq.Nop(posts=bit(producer, consumer, begins)),
+        ]
+        take: list[Instruction] = [
+            seq.Nop(waits=bit(consumer, producer, begins)),
+            seq.Loop(count=Count(tokens), length=1),
+            seq.Nop(waits=bit(consumer, producer, number)),
+            seq.Nop(),
+        ]
+        return Block({producer: give, consumer: take})
 
     def pipeline(self) -> Block:
         """A dma queue fills two slots in turn, mxu or vpu empties them, credits flow back."""
         rng, producer, consumer = self.rng, self.dma_queue(), self.rng.choice([MXU, VPU])
         stripe, per_pair = self.chip.spm.rows_per_stripe, self.chip.tokens.channels_per_pair
         full, free = rng.randrange(per_pair), rng.randrange(per_pair)
+        ring, place = rng.sample(self.registers, 2)  # the slot in turn, the place in HBM
         slot = stripe * rng.randrange(self.chip.spm.stripes - 1)
         count, rows = rng.choice([1, 2, 5]), rng.randrange(1, self.chip.mxu.rows + 1)
 
@@ -343,20 +456,20 @@ class Maker:
 
         row_bytes = 2 * self.lanes
         fill = dma.Load(
-            hbm=HbmAddr(DATA, 0, 11),
-            row=Addr(slot, 10),
+            hbm=HbmAddr(DATA, 0, place),
+            row=Addr(slot, ring),
             lanes=self.lanes,
             rows=Count(rows),
             row_bytes=row_bytes,
             waits=bit(producer, consumer, free),
             posts=bit(producer, consumer, full),
         )
-        step = seq.AluOp(dst=11, a=11, imm=rows * row_bytes)
-        feed = [fill, step, *next_slot(10)]
+        step = seq.AluOp(dst=place, a=place, imm=rows * row_bytes)
+        feed = [fill, step, *next_slot(ring)]
         use: list[Instruction] = [
             vpu.Map(
                 rows=Count(rows),
-                a=Operand(Kind.SPM_BF16, slot, 10, row_stride=1),
+                a=Operand(Kind.SPM_BF16, slot, ring, row_stride=1),
                 dst=Operand(rng.choice([Kind.ACC, Kind.VMEM]), self.row("acc") % 64, row_stride=1),
                 waits=bit(consumer, producer, full),
                 posts=bit(consumer, producer, free),
@@ -365,7 +478,7 @@ class Maker:
         if consumer == MXU:
             use = [
                 mxu.Load(
-                    src=Addr(slot, 10),
+                    src=Addr(slot, ring),
                     k=Count(rows),
                     n=Count(self.lanes),
                     waits=bit(consumer, producer, full),
@@ -373,19 +486,16 @@ class Maker:
                 ),
                 self.matmul(),
             ]
-        use += next_slot(10)
-        start = [seq.Nop(), seq.Set(dst=10, value=0)]
+        use += next_slot(ring)
+        start = [seq.Nop(), seq.Set(dst=ring, value=0)]
         give = seq.Nop(posts=bit(consumer, producer, free))
         take = seq.Nop(waits=bit(producer, consumer, free))
         trips = seq.Loop(count=Count(count), length=len(feed))
         streams = {
-            producer: [*start, seq.Set(dst=11, value=0), trips, *feed, take, take],
+            producer: [*start, seq.Set(dst=place, value=0), trips, *feed, take, take],
             consumer: [*start, give, give, seq.Loop(count=Count(count), length=len(use)), *use],
         }
         if rng.random() < 0.3:  # the second credit only after the first iteration
             streams[consumer] = [*start, give, seq.Loop(count=Count(count), length=len(use)), *use]
-            streams[producer] = [*start, seq.Set(dst=11, value=0), trips, *feed, take]
-        depths = {
-            consumer: {len(streams[consumer]) - 1 - at: 1 for at in range(len(use))},
-        }
-        return Block(streams, depths)
+            streams[producer] = [*start, seq.Set(dst=place, value=0), trips, *feed, take]
+        return Block(streams)

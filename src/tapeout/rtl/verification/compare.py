@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tapeout.chip import Chip
 from tapeout.isa.errors import ProgramError
 from tapeout.isa.instruction import Fault
 from tapeout.isa.interp import Interp
@@ -62,29 +63,69 @@ class _Run:
     error: ProgramError | None
 
 
-def compare(case: Case, *, limit_cycles: int = 1 << 22) -> Agreement | Difference:
+@dataclass(frozen=True)
+class Expected:
+    """What a case does on `sim`, and on `interp` where no error stops it: the same bytes."""
+
+    case: Case
+    sim: _Run
+    interp: _Run
+
+
+def hardware(chip: Chip) -> Rtl:
+    """The chip's core, for `compare`: it may run any number of cases."""
+    return Rtl(chip, hbm_bytes=HBM_BYTES)
+
+
+def compare(case: Case, rtl: Rtl, *, limit_cycles: int = 1 << 22) -> Agreement | Difference:
     """Runs a case on all three targets.
+
+    Args:
+        limit_cycles: for a case that stops with an error.
+
+    Raises: Unsound.
+    """
+    wanted = expected(case)
+    if isinstance(wanted, Difference):
+        return wanted
+    return compare_hardware(wanted, rtl, limit_cycles=limit_cycles)
+
+
+def expected(case: Case) -> Expected | Difference:
+    """Runs a case on `sim` and `interp`.
 
     Raises: Unsound.
     """
     sim = _run(case, Sim(case.chip, hbm_bytes=HBM_BYTES), trace=True)
-    if sim.error is not None and sim.error.fault == Fault.NONE:
-        raise Unsound(str(sim.error))
-    limit = limit_cycles if sim.error is not None else sim.result.cycles + 1000
-    try:
-        rtl = _run(case, Rtl(case.chip, hbm_bytes=HBM_BYTES, limit_cycles=limit))
-    except (HardwareDefect, TimeoutError) as error:
-        return Difference(f"the hardware: {error}")
-    if sim.error is not None or rtl.error is not None:
-        return _compare_errors(case, sim, rtl)
+    if sim.error is not None:
+        if sim.error.fault == Fault.NONE:
+            raise Unsound(str(sim.error))
+        return Expected(case, sim, sim)
     interp = _run(case, Interp(case.chip, hbm_bytes=HBM_BYTES))
     if interp.error is not None:
         return Difference(f"interp stops ({interp.error}), sim does not")
+    if found := _compare_memory(interp.memory, sim.memory, "sim"):
+        return Difference(found)
+    return Expected(case, sim, interp)
+
+
+def compare_hardware(
+    wanted: Expected, rtl: Rtl, *, limit_cycles: int = 1 << 22
+) -> Agreement | Difference:
+    """Runs a case on the hardware, which still holds what its last program left on the chip."""
+    sim = wanted.sim
+    rtl.reset()
+    rtl.limit_cycles = limit_cycles if sim.error is not None else sim.result.cycles + 1000
+    try:
+        its = _run(wanted.case, rtl)
+    except (HardwareDefect, TimeoutError) as error:
+        return Difference(f"the hardware: {error}")
+    if sim.error is not None or its.error is not None:
+        return _compare_errors(sim, its)
     found = (
-        _compare_memory(interp.memory, sim.memory, "sim")
-        or _compare_memory(interp.memory, rtl.memory, "rtl")
-        or _compare_cycles(case, sim.result, rtl.result)
-        or _compare_counters(sim.result, rtl.result)
+        _compare_memory(wanted.interp.memory, its.memory, "rtl")
+        or _compare_cycles(wanted.case, sim.result, its.result)
+        or _compare_counters(sim.result, its.result)
     )
     if found:
         return Difference(found)
@@ -174,7 +215,7 @@ def _at(program: Program, queue: str, pc: int) -> str:
     return f"pc {pc}: {program.streams[queue][pc]}"
 
 
-def _compare_errors(case: Case, sim: _Run, rtl: _Run) -> Agreement | Difference:
+def _compare_errors(sim: _Run, rtl: _Run) -> Agreement | Difference:
     mine, its = (_stop(r.error) for r in (sim, rtl))
     if mine != its:
         return Difference(f"sim stops with {mine}, rtl with {its}")

@@ -88,6 +88,8 @@ def impossible(variant: str, circumstance: str) -> str:
         return "not an instruction of a dma queue"
     if circumstance == "register" and not _takes_register(variant):
         return "takes no register"
+    if variant.startswith(("seq.set", "seq.load", "seq.alu")) and circumstance == "plain":
+        return "writes a register, and so never names none"
     if variant == "seq.halt" and circumstance == "in a loop":
         return "a stream ends with it"
     return ""

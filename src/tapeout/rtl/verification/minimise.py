@@ -1,11 +1,12 @@
 """A failing program made small: fewer blocks, then single instructions replaced by nothing."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 
 from tapeout.isa import seq
 from tapeout.isa.instruction import HEADER, Instruction
-from tapeout.isa.program import Program
+from tapeout.isa.program import Program, channel_bit
 
 from .programs import Case
 
@@ -25,7 +26,8 @@ def fewest_blocks(fails: Callable[[int], bool], blocks: int) -> int:
 def minimised(case: Case, fails: Callable[[Case], bool]) -> Case:
     """The case with as many instructions as possible replaced by `seq.nop` or left out.
 
-    A replaced instruction keeps its waits and posts, so order among queues stays.
+    A replaced instruction keeps its waits and posts, so order among queues stays, until whole token
+    channels turn out to make no difference.
     """
     streams = {queue: list(stream) for queue, stream in case.program.streams.items()}
     size = max(map(len, streams.values()), default=0)
@@ -36,6 +38,7 @@ def minimised(case: Case, fails: Callable[[Case], bool]) -> Case:
                 if trial != stream and fails(_with(case, {**streams, queue: trial})):
                     streams[queue] = stream = trial
         size //= 2
+    streams = _untied(case, streams, fails)
     for queue in list(streams):
         at = 0
         while at < len(streams[queue]):
@@ -45,6 +48,41 @@ def minimised(case: Case, fails: Callable[[Case], bool]) -> Case:
             else:
                 at += 1
     return _with(case, streams)
+
+
+def _untied(
+    case: Case, streams: dict[str, list[Instruction]], fails: Callable[[Case], bool]
+) -> dict[str, list[Instruction]]:
+    """The streams without the token channels, drains and loops that make no difference."""
+    chip = case.chip
+    names, per_pair = chip.queue_names, chip.tokens.channels_per_pair
+    for producer, consumer in itertools.permutations(range(len(names)), 2):
+        for channel in range(per_pair):
+            post = 1 << channel_bit(producer, consumer, channel, per_pair)
+            wait = 1 << channel_bit(consumer, producer, channel, per_pair)
+            trial = {
+                queue: [
+                    dataclasses.replace(
+                        i,
+                        posts=i.posts & ~(post if queue == names[producer] else 0),
+                        waits=i.waits & ~(wait if queue == names[consumer] else 0),
+                    )
+                    for i in stream
+                ]
+                for queue, stream in streams.items()
+            }
+            if trial != streams and fails(_with(case, trial)):
+                streams = trial
+    for queue, stream in streams.items():
+        for at, instruction in enumerate(stream):
+            plain = dataclasses.replace(instruction, drain=False)
+            for simpler in (_nop(plain) if isinstance(plain, seq.Loop) else plain, plain):
+                trial = {**streams, queue: [*stream[:at], simpler, *stream[at + 1 :]]}
+                if simpler != instruction and fails(_with(case, trial)):
+                    streams = trial
+                    stream = trial[queue]
+                    break
+    return streams
 
 
 def _without(stream: Sequence[Instruction], start: int, end: int) -> list[Instruction]:

@@ -12,6 +12,7 @@ every program is sound by construction, and its tokens are about the fewest that
 
 import copy
 import dataclasses
+import itertools
 import random
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +26,7 @@ from tapeout.isa.instruction import Instruction, When
 from tapeout.isa.interp import Interp, Loaded, Run
 from tapeout.isa.program import channel_bit
 
-from .blocks import Block, prologue, propose
+from .blocks import Block, loop_depths, prologue, propose
 
 DATA, OUTPUT, TABLE = 0, 1, 2  # base registers
 DATA_BYTES, OUTPUT_BYTES, TABLE_BYTES = 16384, 8192, 1024
@@ -111,8 +112,8 @@ class Fix:
 class Grower:
     """A program as it grows."""
 
-    def __init__(self, chip: Chip, rng: random.Random) -> None:
-        self.chip, self.rng = chip, rng
+    def __init__(self, chip: Chip, rng: random.Random, *, spare_tokens: bool = True) -> None:
+        self.chip, self.rng, self.spare_tokens = chip, rng, spare_tokens
         data = np.random.default_rng(rng.randrange(1 << 32))
         self.segments = {
             DATA: (_plausible_data(data), False),
@@ -132,7 +133,7 @@ class Grower:
 
     def grow(self) -> bool:
         """Adds one block; False if the proposal cannot be made sound."""
-        return self.add(propose(self.rng, self.chip, self.run))
+        return self.add(propose(self.rng, self.chip, self.run, spare_tokens=self.spare_tokens))
 
     def add(self, block: Block) -> bool:
         """Makes a block sound and appends it, or drops it."""
@@ -140,7 +141,7 @@ class Grower:
         for _ in range(24):
             trial = self.run.fork()
             try:
-                streams, looped, changes = self._apply(trial, block, fix)
+                streams, changes = self._apply(trial, block, fix)
                 trial.drain(streams)
             except Unordered as finding:
                 if not self._mend(fix, finding):
@@ -148,7 +149,7 @@ class Grower:
                 continue
             except ProgramError:
                 return False
-            self._commit(trial, streams, looped, changes)
+            self._commit(trial, streams, changes)
             return True
         return False
 
@@ -167,9 +168,8 @@ class Grower:
         return True
 
     def _apply(self, trial: Trial, block: Block, fix: Fix) -> Any:
-        """(streams, loop depths, changed tails) of the block with its fixes; posts to `trial`."""
+        """(streams, changed tails) of the block with its fixes; posts to `trial`."""
         streams = {q: list(s) for q, s in block.streams.items()}
-        depths = {q: dict(d) for q, d in block.depths.items()}
         for q, at in fix.drains:
             streams[q][at] = dataclasses.replace(streams[q][at], drain=True)
         changes: dict[tuple[int, int], Instruction] = {}
@@ -196,7 +196,7 @@ class Grower:
                 assert not tail.posts or tail.post_when == When.LAST
                 tail = dataclasses.replace(tail, post_when=When.LAST)
             changes[producer, pc] = dataclasses.replace(tail, posts=tail.posts | posts)
-        return streams, depths, changes
+        return streams, changes
 
     def _is_free(
         self, trial: Trial, producer: int, consumer: int, channel: int, tail: Instruction
@@ -205,13 +205,13 @@ class Grower:
         posted = trial.channel(producer, consumer, channel).posted
         return not tail.posts >> bit & 1 and posted < self.chip.tokens.capacity - 8
 
-    def _commit(self, trial: Trial, streams: Any, looped: Any, changes: Any) -> None:
+    def _commit(self, trial: Trial, streams: Any, changes: Any) -> None:
         for (q, pc), instruction in changes.items():
             self.streams[q][pc] = instruction
         for q, stream in streams.items():
             start = len(self.streams[q])
             self.streams[q] += stream
-            self.looped[q].update({start + at: depth for at, depth in looped.get(q, {}).items()})
+            self.looped[q].update(enumerate(loop_depths(stream), start))
         self.run = trial
         for q in streams:
             pc = trial.checker.pcs[q][-1]
@@ -224,26 +224,60 @@ class Grower:
 
     def finish(self) -> Case:
         names = self.chip.queue_names
-        streams = {n: [*s, seq.Halt()] for n, s in zip(names, self.streams, strict=True) if s}
+        halts = self._halts([q for q, stream in enumerate(self.streams) if stream])
+        streams = {names[q]: [*self.streams[q], halt] for q, halt in halts.items()}
         segments = [
             Segment(f"segment {b}", b, len(raw), w) for b, (raw, w) in self.segments.items()
         ]
         return Case(self.chip, Program(self.chip.name, streams, segments), self.segments)
 
+    def _halts(self, queues: list[int]) -> dict[int, seq.Halt]:
+        """The halts of these queues, some of which wait for that of another."""
+        rng, per_pair = self.rng, self.chip.tokens.channels_per_pair
+        halts = {q: seq.Halt(drain=rng.random() < 0.2) for q in queues}
+        order = rng.sample(queues, len(queues))
+        for producer, consumer in itertools.pairwise(order):
+            if not self.spare_tokens or rng.random() < 0.5:
+                continue
+            channel = rng.randrange(per_pair)
+            post, wait = (rng.choice([When.ALWAYS, When.FIRST, When.LAST]) for _ in range(2))
+            halts[producer] = dataclasses.replace(
+                halts[producer],
+                posts=1 << channel_bit(producer, consumer, channel, per_pair),
+                post_when=post,
+            )
+            halts[consumer] = dataclasses.replace(
+                halts[consumer],
+                waits=1 << channel_bit(consumer, producer, channel, per_pair),
+                wait_when=wait,
+            )
+        return halts
+
 
 def _plausible_data(rng: np.random.Generator) -> bytes:
-    """bf16 of ordinary size, with a few zeros, subnormals, infinities and NaN among them."""
+    """bf16 of ordinary size, with a few zeros, subnormals, infinities and NaN among them.
+
+    One in eight is 1 or -1, so that fp32 values, two of these numbers each, cancel at any bit.
+    """
     values = (rng.standard_normal(DATA_BYTES // 2) * 2.0 ** rng.integers(-3, 4)).astype(np.float32)
     bits = (values.view(np.uint32) >> 16).astype(np.uint16)
+    ones = rng.random(bits.shape) < 1 / 8
+    bits[ones] = rng.choice(np.array([0x3F80, 0xBF80], np.uint16), ones.sum())
     odd = rng.random(bits.shape) < 0.02
     special = np.array([0, 0x8000, 1, 0x8001, 0x7F80, 0xFF80, 0x7FC1], np.uint16)
     bits[odd] = rng.choice(special, odd.sum())
     return bits.tobytes()
 
 
-def random_program(seed: int, chip: Chip | None = None, blocks: int = 25) -> Case:
-    """A program of `blocks` blocks, the same for the same seed and chip."""
-    grower = Grower(chip or load("tiny"), random.Random(seed))
+def random_program(
+    seed: int, chip: Chip | None = None, blocks: int = 25, *, spare_tokens: bool = True
+) -> Case:
+    """A program of `blocks` blocks, the same for the same seed and chip.
+
+    Args:
+        spare_tokens: some tokens order nothing; otherwise each is one that the checker asked for.
+    """
+    grower = Grower(chip or load("tiny"), random.Random(seed), spare_tokens=spare_tokens)
     for block in prologue(grower.rng, grower.chip):
         grower.add(block)
     left = blocks

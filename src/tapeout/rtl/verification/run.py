@@ -1,25 +1,30 @@
 """The campaign: program after program on three targets, until enough instructions agree.
 
-Contract: the same chip and seed give the same programs in the same order. The first difference ends
-the campaign, with the smallest program that still shows it.
+Contract: the same chip and seed give the same programs in the same order, on any number of
+processes. One core runs all programs of a process, each on what the last one left. The first
+difference ends the campaign, with the smallest program that still shows it. Each program runs again
+with a fault planted.
 """
 
 import itertools
-from collections import Counter
-from collections.abc import Callable
+import multiprocessing
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 
 from tapeout.chip import Chip
 from tapeout.isa.assembler import disassemble
+from tapeout.rtl.build import library
+from tapeout.rtl.target import Rtl
 
-from .compare import Difference, Unsound, compare
+from .compare import Agreement, Difference, Unsound, compare, hardware
 from .coverage import Coverage
 from .faults import with_fault
 from .minimise import fewest_blocks, minimised
 from .programs import Case, random_program
 
 BLOCKS = 25  # of a program
-FAULTS = 4  # every so many programs, one runs again with a fault planted
 
 
 @dataclass(frozen=True)
@@ -28,13 +33,14 @@ class Failure:
 
     Attributes:
         seed: of the program (`random_program(seed, chip, blocks)`).
+        planted: it has a fault planted (`with_fault(program, seed)`).
         what: the difference.
         assembly: the smallest program that shows it.
     """
 
     seed: int
     blocks: int
-    planted: int
+    planted: bool
     what: str
     assembly: str
 
@@ -53,64 +59,122 @@ class Campaign:
     failure: Failure | None = None
 
 
+@dataclass(frozen=True)
+class _Outcome:
+    """What came of a seed: of its program, and of the one with a fault planted in it."""
+
+    seed: int
+    whole: Agreement | Difference | None  # None: unsound
+    planted: Agreement | Difference | None
+    coverage: Coverage
+
+
 def verify(
     chip: Chip,
     *,
     instructions: int = 0,
     programs: int = 0,
     seed: int = 0,
+    jobs: int = 1,
     progress: Callable[[Campaign], None] | None = None,
 ) -> Campaign:
-    """Runs programs `seed`, `seed` + 1, ... until so many instructions and programs have agreed."""
+    """Runs programs `seed`, `seed` + 1, ... until so many instructions and programs have agreed.
+
+    Args:
+        jobs: processes that run them.
+    """
     campaign = Campaign(chip)
-    for number in itertools.count(seed):
+    for outcome in _outcomes(chip, seed, jobs):
+        _add(campaign, outcome)
+        if progress is not None:
+            progress(campaign)
         enough = campaign.instructions >= instructions and campaign.programs >= programs
         if enough or campaign.failure is not None:
             return campaign
-        case = random_program(number, chip, BLOCKS)
-        _try(campaign, case, number, 0)
-        if campaign.failure is None and campaign.programs % FAULTS == 0:
-            planted = with_fault(case, number)
-            _try(campaign, planted, number, 1)
-        if progress is not None:
-            progress(campaign)
     raise AssertionError("unreachable")
 
 
-def _try(campaign: Campaign, case: Case, seed: int, planted: int) -> None:
+def _outcomes(chip: Chip, seed: int, jobs: int) -> Iterator[_Outcome]:
+    if jobs == 1:
+        rtl = hardware(chip)
+        for number in itertools.count(seed):
+            yield _outcome(rtl, number)
+    library(chip)
+    waiting: deque[Future[_Outcome]] = deque()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=(chip,)) as pool:
+        try:
+            for number in itertools.count(seed):
+                waiting.append(pool.submit(_outcome_here, number))
+                if len(waiting) > 4 * jobs:
+                    yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+_here: list[Rtl] = []  # the core of this process
+
+
+def _begin(chip: Chip) -> None:
+    _here.append(hardware(chip))
+
+
+def _outcome_here(seed: int) -> _Outcome:
+    return _outcome(_here[0], seed)
+
+
+def _outcome(rtl: Rtl, seed: int) -> _Outcome:
+    case = random_program(seed, rtl.chip, BLOCKS)
+    whole = _agreement(case, rtl)
+    coverage = Coverage()
+    if isinstance(whole, Agreement):
+        coverage.add(case.program)
+    return _Outcome(seed, whole, _agreement(with_fault(case, seed), rtl), coverage)
+
+
+def _agreement(case: Case, rtl: Rtl) -> Agreement | Difference | None:
     try:
-        found = compare(case)
+        return compare(case, rtl)
     except Unsound:
+        return None
+
+
+def _add(campaign: Campaign, outcome: _Outcome) -> None:
+    for found, planted in ((outcome.whole, False), (outcome.planted, True)):
+        if isinstance(found, Difference):
+            campaign.failure = _failure(campaign.chip, outcome.seed, planted, found)
+            return
+    if isinstance(outcome.whole, Agreement):
+        campaign.programs += 1
+        campaign.instructions += outcome.whole.instructions
+        campaign.cycles += outcome.whole.cycles
+        campaign.coverage.cells.update(outcome.coverage.cells)
+    else:
         campaign.unsound += 1
-        return
-    if isinstance(found, Difference):
-        campaign.failure = _failure(campaign.chip, seed, planted, found)
-        return
-    if planted:
-        campaign.faults[found.fault.name.lower()] += 1
-        return
-    campaign.programs += 1
-    campaign.instructions += found.instructions
-    campaign.cycles += found.cycles
-    campaign.coverage.add(case.program)
+    if isinstance(outcome.planted, Agreement):
+        campaign.faults[outcome.planted.fault.name.lower()] += 1
 
 
-def _failure(chip: Chip, seed: int, planted: int, found: Difference) -> Failure:
+def _failure(chip: Chip, seed: int, planted: bool, found: Difference) -> Failure:
+    """Made small on a core of its own: what fails only behind other programs stays whole."""
+    rtl = hardware(chip)
+
     def case_of(blocks: int) -> Case:
         case = random_program(seed, chip, blocks)
         return with_fault(case, seed) if planted else case
 
     def fails(case: Case) -> bool:
-        try:
-            return isinstance(compare(case), Difference)
-        except Unsound:
-            return False
+        return isinstance(_agreement(case, rtl), Difference)
 
-    blocks = BLOCKS if planted else fewest_blocks(lambda n: fails(case_of(n)), BLOCKS)
-    case = case_of(blocks)
+    case = case_of(BLOCKS)
+    again = _agreement(case, rtl)
+    if not isinstance(again, Difference):
+        what = f"{found.what} (only behind the programs before it)"
+        return Failure(seed, BLOCKS, planted, what, disassemble(case.program, chip))
+    blocks = BLOCKS
     if not planted:
-        case = minimised(case, fails)
-        again = compare(case)
+        blocks = fewest_blocks(lambda n: fails(case_of(n)), BLOCKS)
+        case = minimised(case_of(blocks), fails)
+        again = _agreement(case, rtl)
         assert isinstance(again, Difference)
-        found = again
-    return Failure(seed, blocks, planted, found.what, disassemble(case.program, chip))
+    return Failure(seed, blocks, planted, again.what, disassemble(case.program, chip))
