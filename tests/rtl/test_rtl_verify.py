@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from rtl_chips import CHIPS
 
+from tapeout.isa.instruction import Fault
 from tapeout.rtl.verification import compare
 from tapeout.rtl.verification.chips import random_chip
 from tapeout.rtl.verification.coverage import Coverage, impossible, universe
 from tapeout.rtl.verification.faults import with_fault
+from tapeout.rtl.verification.mutants import hunt, mutate
 from tapeout.rtl.verification.programs import random_program
 from tapeout.rtl.verification.run import verify
 from tapeout.sim import Sim
@@ -29,6 +31,13 @@ def test_everything_on_tiny() -> None:
 def test_everything_on_a_random_chip(seed: int) -> None:
     campaign = verify(random_chip(seed), instructions=2_000)
     assert campaign.failure is None, campaign.failure
+
+
+@pytest.mark.slow
+def test_programs_find_faults_in_the_hardware() -> None:
+    judged = hunt(CHIPS["tiny"], count=40, programs=40, jobs=2)
+    assert len(judged) == 40
+    assert sum(m.caught_by is not None for m in judged) >= 28
 
 
 class Wrong(Sim):
@@ -99,9 +108,18 @@ def test_coverage_counts_variants_and_circumstances() -> None:
     assert set(coverage.missing()).isdisjoint(reached)
 
 
-def test_planted_faults_change_one_word() -> None:
+def test_planted_faults_change_one_word_or_overflow_a_channel() -> None:
     case = random_program(3)
-    broken = with_fault(case, 0)
+    faults = [with_fault(case, seed) for seed in range(40)]
+    lengths = {q: len(s) for q, s in case.program.streams.items()}
+    longer = [f for f in faults if {q: len(s) for q, s in f.program.streams.items()} != lengths]
+    assert 0 < len(longer) < 15
+    for overflowing in longer:
+        found = compare.expected(overflowing)
+        assert isinstance(found, compare.Expected)
+        assert found.sim.error is not None
+        assert found.sim.error.fault == Fault.TOKEN_OVERFLOW
+    broken = next(f for f in faults if f not in longer)
     words = [
         (a, b)
         for queue in case.program.streams
@@ -110,3 +128,64 @@ def test_planted_faults_change_one_word() -> None:
     ]
     assert len(words) == 1
     assert (words[0][0] ^ words[0][1]).bit_count() == 1
+
+
+VERILOG = """\
+module top(a, b, clk, rst, q);
+  input [7:0] a;
+  input [7:0] b;
+  output [7:0] q;
+  assign \\$1  = a + b;
+  assign \\$2  = a == 8'h10;
+  assign \\$3  = \\$2  ? a : { 4'h0, b[3:0] };
+  assign \\$4  = a;
+  always @(posedge clk)
+    q <= \\$5 ;
+  always @* begin
+    if (\\$auto$verilog_backend.cc:1 ) begin end
+    \\$5  = \\$1 ;
+    if (\\$2 ) begin
+      \\$5  = 8'h07;
+    end
+    if (rst) begin
+      \\$5  = 8'h00;
+    end
+  end
+  ram  memory (
+    .clk(clk)
+  );
+  below  part (
+    .clk(clk)
+  );
+endmodule
+
+module below(clk);
+  input clk;
+endmodule
+
+module ram(clk);
+  input clk;
+  assign x = a & b;
+endmodule
+"""
+
+
+def test_mutants_are_faults_of_every_kind() -> None:
+    text, mutants = mutate(VERILOG, {"ram"}, 6, 0)
+    becomes = {(m.kind, m.line): m.becomes for m in mutants}
+    assert becomes["operator", "assign \\$1  = a + b;"] in {
+        "assign \\$1  = a - b;",
+        "assign \\$1  = a * b;",
+    }
+    assert becomes["operand", "assign \\$3  = \\$2  ? a : { 4'h0, b[3:0] };"] == (
+        "assign \\$3  = \\$2  ? { 4'h0, b[3:0] } : a;"
+    )
+    assert becomes["update", "q <= \\$5 ;"] == "q <= q;"
+    assert becomes["constant", "\\$5  = 8'h07;"] == "\\$5  = 8'h8;"
+    assert becomes["condition", "if (\\$2 ) begin"] == "if (!(\\$2 )) begin"
+    assert {line for _, line in becomes if "$2  = " in line} == {"assign \\$2  = a == 8'h10;"}
+    with pytest.raises(ValueError, match="7 mutants: there are places for 6"):
+        mutate(VERILOG, {"ram"}, 7, 0)
+    assert "below  part ( .mutant(mutant)," in text
+    assert "ram  memory (\n" in text
+    assert text.count("input [15:0] mutant;") == 2

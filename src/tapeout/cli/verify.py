@@ -63,7 +63,7 @@ def verify(
 
     console = Console(stderr=True, highlight=False)
     if mutants:
-        _mutants(console, load(chip, settings or []), mutants, programs, seed, as_json)
+        _mutants(console, load(chip, settings or []), mutants, programs, seed, jobs, as_json)
         return
     chips = [random_chip(seed + k) for k in range(random_chips)] or [load(chip, settings or [])]
     campaigns = []
@@ -94,7 +94,13 @@ def verify(
 
 
 def _mutants(
-    console: "Console", chip: "Chip", count: int, programs: int, seed: int, as_json: bool
+    console: "Console",
+    chip: "Chip",
+    count: int,
+    programs: int,
+    seed: int,
+    jobs: int,
+    as_json: bool,
 ) -> None:
     from rich import box
     from rich.console import Console
@@ -108,7 +114,7 @@ def _mutants(
             caught = sum(m.caught_by is not None for m in judged)
             status.update(f"{caught} of {len(judged)} faults caught")
 
-        judged = hunt(chip, count=count, programs=programs, seed=seed, progress=show)
+        judged = hunt(chip, count=count, programs=programs, seed=seed, jobs=jobs, progress=show)
     if as_json:
         typer.echo(json.dumps([vars(m) for m in judged], indent=2))
         return

@@ -188,9 +188,10 @@ def _sum(m: Module, x: _Addend, c: _Addend, stages: int) -> Value:
     m.d.comb += total.eq(
         Mux(state["subtracts"], wide_big - state["small"], wide_big + state["small"])
     )
-    is_negative = total < 0
+    is_negative, positive = Signal(), Signal(width + 2)
+    m.d.comb += [is_negative.eq(total < 0), positive.eq(Mux(is_negative, -total, total))]
     state = {
-        "sum": Mux(is_negative, -total, total)[: width + 2],
+        "sum": positive,
         "power": state["power"],
         # A zero that is the difference of equals is positive.
         "sign": Mux(

@@ -161,7 +161,8 @@ class VectorUnit(wiring.Component):
     ) -> dict[str, list[Value]]:
         """Rows by sublane: a, b and c at stage 4, d at stage 3."""
         chip, sublanes = self.chip, self.chip.vpu.sublanes
-        active = Mux(valids[1], steps[1].tail.active, 0)
+        active = Signal(sublanes)
+        m.d.comb += active.eq(Mux(valids[1], steps[1].tail.active, 0))
         found: dict[str, list[Value]] = {}
         for name in OPERANDS:
             ports = {memory: getattr(self, f"{memory}_{name}") for memory in ("spm", "acc", "vmem")}

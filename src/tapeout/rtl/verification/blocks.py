@@ -49,11 +49,13 @@ def propose(rng: random.Random, chip: Chip, run: Run, *, spare_tokens: bool = Tr
     kinds: list[tuple[int, Callable[[], Block]]] = [
         (4, maker.load),
         (2, maker.store),
-        (1, maker.indices),
+        (2, maker.indices),
         (9, maker.map),
         (6, maker.multiply),
         (2, maker.scalar),
         (2, maker.loop),
+        (2, maker.registers_count),
+        (1, maker.far_loop),
         (1, maker.pipeline),
     ]
     if spare_tokens:
@@ -67,8 +69,8 @@ def stripes(chip: Chip) -> dict[str, int]:
 
 
 def edge(rng: random.Random, rows: int, offset: int) -> int:
-    """`offset` from the first of so many rows, or from the last."""
-    return offset if rng.random() < 0.6 else rows - 1 - offset
+    """`offset` from the first of so many rows, or from the last; often just there."""
+    return rng.choice([0, offset, offset, offset, rows - 1 - offset, rows - 1])
 
 
 def prologue(rng: random.Random, chip: Chip) -> list[Block]:
@@ -158,8 +160,8 @@ class Maker:
 
     # --- single instructions ---
 
-    def one(self, queue: int, instruction: Instruction) -> Block:
-        return Block({queue: [instruction]})
+    def one(self, queue: int, *instructions: Instruction) -> Block:
+        return Block({queue: list(instructions)})
 
     def load(self) -> Block:
         queue, rng = self.dma_queue(), self.rng
@@ -178,7 +180,7 @@ class Maker:
         lanes = self.lanes if rng.random() < 0.6 else rng.randrange(1, self.lanes + 1)
         lanes += lanes % 2 if fmt.format.bits < 8 else 0
         rows = 32 * rng.randrange(3) if fmt.format.is_block else rng.randrange(13)
-        indexed = wide and rng.random() < 0.2
+        indexed = wide and rng.random() < 0.3
         outer = rng.choice([1, 1, 1, 0, 2, 3])
         size = 1 if fmt.format.is_block else fmt.format.bytes_for(1, lanes)
         row = self.row(memory.name.lower(), 0 if is_load else (2 if pairs else 1) * rows, pairs)
@@ -266,6 +268,9 @@ class Maker:
         reduce = rng.choice([*[vpu.Reduce.NONE] * 4, *vpu.Reduce])
         mask = rng.choice([*[vpu.Mask.NONE] * 3, *vpu.Mask])
         tiles, rows = rng.choice([1, 1, 2, 3]), rng.choice([1, 2, 4, 7, self.lanes + 3])
+        function = rng.choice([*[vpu.Function.NONE] * 8, *vpu.Function])
+        if function != vpu.Function.NONE and rng.random() < 0.5:
+            tiles, rows = 1, 24
         three = combine in (vpu.Combine.FMA, vpu.Combine.FMS, vpu.Combine.SELECT)
         a = self.operand([*rows_in, *([] if mask else [Kind.IMMEDIATE])], rows)
         stores = [*rows_in, *([Kind.NONE] if reduce else [])]
@@ -286,7 +291,7 @@ class Maker:
             lane_begin=rng.choice([0, 0, 2]),
             lane_end=rng.choice([0, 0, self.lanes - 1]),
             combine=combine,
-            function=rng.choice([*[vpu.Function.NONE] * 8, *vpu.Function]),
+            function=function,
             combine2=combine2,
             mask=mask,
             limit=index,
@@ -408,6 +413,35 @@ class Maker:
                 stream.append(seq.Nop())
             stream.insert(0, seq.Loop(count=Count(rng.choice([1, 1, 2])), length=len(stream)))
         return Block({queue: [*start, *stream]})
+
+    def registers_count(self) -> Block:
+        """Many registers come together in one, which says how often a loop runs."""
+        rng, queue = self.rng, self.rng.randrange(self.chip.queue_count)
+        sums = [Alu.ADD, Alu.SUB, Alu.MAX, Alu.MIN, Alu.MUL]
+        dst, *others = rng.sample(self.registers, min(6, len(self.registers)))
+        return self.one(
+            queue,
+            *(seq.AluOp(op=rng.choice(sums), dst=dst, a=dst, b=b) for b in others),
+            seq.AluOp(op=Alu.AND, dst=dst, a=dst, imm=7),
+            seq.Loop(count=Count(0, dst), length=1),
+            seq.Nop(),
+            seq.Set(dst=rng.choice(self.registers), value=rng.randrange(-9, 99)),
+        )
+
+    def far_loop(self) -> Block:
+        """A loop that may be longer than the window of instructions, and jumps within it."""
+        rng, seqs = self.rng, self.chip.seq
+        queue = rng.randrange(self.chip.queue_count)
+        length = rng.randrange(1, 2 * seqs.fetch_lines * seqs.fetch_line_instructions)
+        body: list[Instruction] = [seq.Nop() for _ in range(length)]
+        for _ in range(3):
+            at = rng.randrange(length)
+            body[at] = self.sequencing()
+        if length > 3:
+            at = rng.randrange(length - 2)
+            inner = rng.randrange(1, length - at)
+            body[at] = seq.Loop(count=Count(rng.choice([0, 1, 2])), length=min(inner, 40))
+        return self.one(queue, seq.Loop(count=Count(rng.choice([1, 2])), length=length), *body)
 
     def flood(self) -> Block:
         """A channel as full as it gets: tokens of a whole loop before the first is awaited."""

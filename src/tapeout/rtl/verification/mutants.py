@@ -11,9 +11,11 @@ Not drawn from: macros of memories and delay lines, resets, and names for other 
 import ctypes
 import dataclasses
 import json
+import multiprocessing
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,6 +86,8 @@ def mutate(text: str, macros: set[str], count: int, seed: int) -> tuple[str, lis
 
     Args:
         macros: modules that have none.
+
+    Raises: ValueError where there are fewer places.
     """
     rng = random.Random(seed)
     bodies = {name: body.splitlines() for name, body in modules(text)}
@@ -91,6 +95,9 @@ def mutate(text: str, macros: set[str], count: int, seed: int) -> tuple[str, lis
     for name in sorted(bodies.keys() - macros):
         for site in _sites(name, bodies[name], rng):
             by_kind.setdefault(site.kind, []).append(site)
+    places = {(site.module, site.at) for sites in by_kind.values() for site in sites}
+    if count > len(places):
+        raise ValueError(f"{count} mutants: there are places for {len(places)}")
     mutants: list[Mutant] = []
     taken: set[tuple[str, int]] = set()
     while len(mutants) < count:
@@ -227,30 +234,54 @@ def hunt(
     count: int,
     programs: int,
     seed: int = 0,
+    jobs: int = 1,
     progress: Callable[[Sequence[Mutant]], None] | None = None,
 ) -> list[Mutant]:
     """Draws `count` faults and runs up to `programs` programs on each, until one finds it.
 
+    Args:
+        jobs: processes that do.
+
     Raises: AssertionError where a core without a fault differs.
     """
     built = library(chip, count, seed)
-    wanted = references(chip, programs, seed)
     sound = MutantRtl(chip, built)
-    for number, each in wanted:
+    for number, each in references(chip, programs, seed):
         found = compare_hardware(each, sound)
         if isinstance(found, Difference):
             raise AssertionError(f"without a fault, program {number} differs: {found.what}")
     judged: list[Mutant] = []
-    for mutant in sound.mutants:
-        judged.append(_judged(mutant, MutantRtl(chip, built), wanted))
-        if progress is not None:
-            progress(judged)
+    context = multiprocessing.get_context("spawn")
+    start = (chip, built, programs, seed)
+    with ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=start) as pool:
+        for mutant in pool.map(_judged, sound.mutants):
+            judged.append(mutant)
+            if progress is not None:
+                progress(judged)
     return judged
 
 
-def _judged(mutant: Mutant, rtl: MutantRtl, wanted: list[tuple[int, Expected]]) -> Mutant:
+@dataclass(frozen=True)
+class _Here:
+    """What this process hunts with."""
+
+    chip: Chip
+    built: Path
+    wanted: list[tuple[int, Expected]]
+
+
+_here: list[_Here] = []
+
+
+def _begin(chip: Chip, built: Path, programs: int, seed: int) -> None:
+    _here.append(_Here(chip, built, references(chip, programs, seed)))
+
+
+def _judged(mutant: Mutant) -> Mutant:
+    here = _here[0]
+    rtl = MutantRtl(here.chip, here.built)
     rtl.select(mutant.number)
-    for number, each in wanted:
+    for number, each in here.wanted:
         found = compare_hardware(each, rtl, limit_cycles=1 << 17)
         if isinstance(found, Difference):
             return dataclasses.replace(mutant, caught_by=number, what=found.what)

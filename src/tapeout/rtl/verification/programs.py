@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from tapeout.chip import Chip, load
-from tapeout.isa import Program, Segment, seq
+from tapeout.isa import HbmAddr, Program, Segment, seq
 from tapeout.isa.errors import ProgramError
 from tapeout.isa.instruction import Instruction, When
 from tapeout.isa.interp import Interp, Loaded, Run
-from tapeout.isa.program import channel_bit
+from tapeout.isa.program import MAX_BASES, channel_bit
 
 from .blocks import Block, loop_depths, prologue, propose
 
@@ -223,13 +223,17 @@ class Grower:
                 self.streams[q] += nop
 
     def finish(self) -> Case:
+        """The program; its segments are bound to base registers drawn at random."""
         names = self.chip.queue_names
         halts = self._halts([q for q, stream in enumerate(self.streams) if stream])
-        streams = {names[q]: [*self.streams[q], halt] for q, halt in halts.items()}
-        segments = [
-            Segment(f"segment {b}", b, len(raw), w) for b, (raw, w) in self.segments.items()
-        ]
-        return Case(self.chip, Program(self.chip.name, streams, segments), self.segments)
+        bases = dict(zip(self.segments, self.rng.sample(range(MAX_BASES), 3), strict=True))
+        streams = {
+            names[q]: [_rebased(i, bases) for i in (*self.streams[q], halt)]
+            for q, halt in halts.items()
+        }
+        placed = {bases[b]: segment for b, segment in self.segments.items()}
+        segments = [Segment(f"segment {b}", b, len(raw), w) for b, (raw, w) in placed.items()]
+        return Case(self.chip, Program(self.chip.name, streams, segments), placed)
 
     def _halts(self, queues: list[int]) -> dict[int, seq.Halt]:
         """The halts of these queues, some of which wait for that of another."""
@@ -254,15 +258,32 @@ class Grower:
         return halts
 
 
+def _rebased(instruction: Instruction, bases: dict[int, int]) -> Instruction:
+    """The instruction with its base registers named as `bases` says."""
+    changes: dict[str, Any] = {
+        name: dataclasses.replace(value, base=bases[value.base])
+        for name, _, spec in instruction.layout()
+        if spec is HbmAddr
+        for value in [getattr(instruction, name)]
+    }
+    return dataclasses.replace(instruction, **changes) if changes else instruction
+
+
 def _plausible_data(rng: np.random.Generator) -> bytes:
     """bf16 of ordinary size, with a few zeros, subnormals, infinities and NaN among them.
 
-    One in eight is 1 or -1, so that fp32 values, two of these numbers each, cancel at any bit.
+    One in eight is 1 or -1, and one pair in eight is an fp32 value next to them: so sums cancel, at
+    any bit, and products of fp32 do.
     """
     values = (rng.standard_normal(DATA_BYTES // 2) * 2.0 ** rng.integers(-3, 4)).astype(np.float32)
     bits = (values.view(np.uint32) >> 16).astype(np.uint16)
+    units = np.array([0x3F80, 0xBF80], np.uint16)
     ones = rng.random(bits.shape) < 1 / 8
-    bits[ones] = rng.choice(np.array([0x3F80, 0xBF80], np.uint16), ones.sum())
+    bits[ones] = rng.choice(units, ones.sum())
+    pairs = bits.reshape(-1, 2)
+    near = rng.random(len(pairs)) < 1 / 8
+    pairs[near, 0] = rng.integers(0, 5, near.sum())
+    pairs[near, 1] = rng.choice(units, near.sum())
     odd = rng.random(bits.shape) < 0.02
     special = np.array([0, 0x8000, 1, 0x8001, 0x7F80, 0xFF80, 0x7FC1], np.uint16)
     bits[odd] = rng.choice(special, odd.sum())
