@@ -43,4 +43,4 @@ def _loop(maker: Maker) -> Block:
         maker.transfer(queue, cls, rng.choice(formats)),
         seq.AluOp(dst=1, a=1, imm=rng.choice([0, 2, 4, 16])),
     ]
-    return Block({queue: stream}, {queue: {2: 1, 3: 1}})
+    return Block({queue: stream})

@@ -79,20 +79,26 @@ class Boxes(Macros):
 
 
 def box(
-    platform: object, name: str, component: wiring.Component, *, reset: Value | None = None
+    platform: object,
+    name: str,
+    component: wiring.Component,
+    *,
+    reset: Value | None = None,
+    is_clocked: bool = True,
 ) -> Elaboratable:
     """What to add as the submodule for `component`, whose ports stay its own.
 
     Args:
         name: of the module; components of one name must be alike.
         reset: resets it, besides the reset of what it lies in.
+        is_clocked: has registers, or something in it has.
     """
     if not isinstance(platform, Boxes):
         return component if reset is None else ResetInserter(reset)(component)
     platform.add(name, component)
     component._MustUse__silence = True  # only the first of a name is converted
     resets = ResetSignal() if reset is None else ResetSignal() | reset
-    ports: dict = {"i_clk": ClockSignal(), "i_rst": resets}
+    ports: dict = {"i_clk": ClockSignal(), "i_rst": resets} if is_clocked else {}
     for path, member, value in component.signature.flatten(component):
         port = "__".join(map(str, path))
         ports[f"{'i' if member.flow is In else 'o'}_{port}"] = value

@@ -24,6 +24,30 @@ COMBINE, COMBINE2 = Shape.cast(Combine), Shape.cast(Combine2)
 _ONE, _MINUS_ONE, _MINUS_ZERO = (C(bits, 32) for bits in (0x3F800000, 0xBF800000, 0x80000000))
 
 
+def lane_ports(chip: Chip) -> dict[str, wiring.Member]:
+    """The ports of a `Lane`."""
+    return {
+        "a": In(32),
+        "b": In(32),
+        "c": In(32),
+        "combine": In(COMBINE),
+        "combine_out": In(COMBINE),
+        "enters": In(1),
+        **code_ports(chip),
+        "function": In(FUNCTION),
+        "d": In(32),
+        "combine2": In(COMBINE2),
+        "combine2_out": In(COMBINE2),
+        "is_valid": In(1),
+        "squares": In(1),
+        "by_index": In(1),
+        "fp32": Out(32),
+        "bf16": Out(16),
+        "rank": Out(32),
+        "summand": Out(32),
+    }
+
+
 class Lane(wiring.Component):
     """A lane's arithmetic:
 
@@ -44,28 +68,7 @@ class Lane(wiring.Component):
 
     def __init__(self, chip: Chip) -> None:
         self.chip = chip
-        super().__init__(
-            {
-                "a": In(32),
-                "b": In(32),
-                "c": In(32),
-                "combine": In(COMBINE),
-                "combine_out": In(COMBINE),
-                "enters": In(1),
-                **code_ports(chip),
-                "function": In(FUNCTION),
-                "d": In(32),
-                "combine2": In(COMBINE2),
-                "combine2_out": In(COMBINE2),
-                "is_valid": In(1),
-                "squares": In(1),
-                "by_index": In(1),
-                "fp32": Out(32),
-                "bf16": Out(16),
-                "rank": Out(32),
-                "summand": Out(32),
-            }
-        )
+        super().__init__(lane_ports(chip))
 
     def elaborate(self, platform: object) -> Module:
         m = Module()

@@ -16,7 +16,6 @@ from tapeout.isa.vpu import Map, Reduce
 from . import rows
 from .boxes import box
 from .functions import FunctionSequence, round_cycles
-from .lane import Lane
 from .map_rules import OPERANDS, map_fault
 from .memory import (
     acc_reads,
@@ -27,9 +26,9 @@ from .memory import (
     vmem_writes,
 )
 from .operands import resolved_layout
-from .order import MINUS_INFINITY
 from .pipeline import ages, delayed
 from .reduce import Reductions
+from .sublane import OperandRow, PermutedRow, Sublane
 from .walk import MapWalk, step_layout, tail_layout
 
 
@@ -85,7 +84,7 @@ class VectorUnit(wiring.Component):
         valids = ages(m, walk.step.valid, entry, "valid", resets=True)
         held = ages(m, walk.step, entry, "step")
         steps = [data.View(step_layout(chip), each) for each in held]
-        operands = self._operands(m, valids, steps)
+        operands = self._operands(m, platform, valids, steps)
 
         m.submodules.sequence = sequence = FunctionSequence(chip)
         m.d.comb += [
@@ -99,36 +98,28 @@ class VectorUnit(wiring.Component):
         leaves = ages(m, sequence.ends, 3 + add, "leaves", resets=True)
         tails = [data.View(tail_layout(chip), t) for t in ages(m, tail, 2 + add, "tail")]
         ending, writing = tails[1 + add], tails[2 + add]
-        valid = [self._valid_lanes(ending, k) for k in range(vpu.sublanes)]
-        lanes = [self._lane(m, platform, lane, k) for k in range(vpu.sublanes)
-                 for lane in range(chip.lanes)]  # fmt: skip
-        for n, lane in enumerate(lanes):
-            k, at = divmod(n, chip.lanes)
+        sublanes = [Sublane(chip) for _ in range(vpu.sublanes)]
+        for k, sublane in enumerate(sublanes):
+            m.submodules[f"sublane_{k}"] = box(platform, "vpu_sublane", sublane)
             m.d.comb += [
-                lane.a.eq(operands["a"][k].word_select(at, 32)),
-                lane.b.eq(operands["b"][k].word_select(at, 32)),
-                lane.c.eq(operands["c"][k].word_select(at, 32)),
-                lane.combine.eq(steps[4].combine),
-                lane.combine_out.eq(steps[entry].combine),
-                lane.enters.eq(sequence.enters),
-                *(getattr(lane, f"code_{s}").eq(getattr(sequence, f"code_{s}"))
+                *(getattr(sublane, name).eq(operands[name][k]) for name in ("a", "b", "c")),
+                sublane.combine.eq(steps[4].combine),
+                sublane.combine_out.eq(steps[entry].combine),
+                sublane.enters.eq(sequence.enters),
+                *(getattr(sublane, f"code_{s}").eq(getattr(sequence, f"code_{s}"))
                   for s in range(vpu.function_steps)),
-                lane.function.eq(sequence.result),
-                lane.d.eq(d.word_select(n, 32)),
-                lane.combine2.eq(tails[0].combine2),
-                lane.combine2_out.eq(ending.combine2),
-                lane.is_valid.eq(valid[k][at]),
-                lane.squares.eq(ending.reduce.op == Reduce.SUMSQ),
-                lane.by_index.eq(ending.reduce.op == Reduce.ARGMAX),
+                sublane.function.eq(sequence.result),
+                sublane.d.eq(d.word_select(k, 32 * chip.lanes)),
+                sublane.combine2.eq(tails[0].combine2),
+                sublane.combine2_out.eq(ending.combine2),
+                sublane.is_valid.eq(self._valid_lanes(ending, k)),
+                sublane.squares.eq(ending.reduce.op == Reduce.SUMSQ),
+                sublane.by_index.eq(ending.reduce.op == Reduce.ARGMAX),
             ]  # fmt: skip
-
-        def of_sublanes(port: str) -> list[Value]:
-            each = [getattr(lane, port) for lane in lanes]
-            return [Cat(each[k * chip.lanes : (k + 1) * chip.lanes]) for k in range(vpu.sublanes)]
-
+        masks = [self._valid_lanes(writing, k) for k in range(vpu.sublanes)]
         rows.store(
-            m, chip, writing, leaves[3 + add], of_sublanes("fp32"), of_sublanes("bf16"),
-            [self._valid_lanes(writing, k) for k in range(vpu.sublanes)],
+            m, chip, writing, leaves[3 + add],
+            [s.fp32 for s in sublanes], [s.bf16 for s in sublanes], masks,
             {name: getattr(self, f"{name}_dst") for name in ("spm", "acc", "vmem")},
         )  # fmt: skip
         m.submodules.reductions = reductions = Reductions(chip)
@@ -136,17 +127,12 @@ class VectorUnit(wiring.Component):
         wiring.connect(m, reductions.result, wiring.flipped(self.vmem_result))
         m.d.comb += [
             reductions.control.eq(ending.reduce),
-            *(reductions.summands[k].eq(v) for k, v in enumerate(of_sublanes("summand"))),
-            *(reductions.ranks[k].eq(v) for k, v in enumerate(of_sublanes("rank"))),
+            *(reductions.summands[k].eq(s.summand) for k, s in enumerate(sublanes)),
+            *(reductions.ranks[k].eq(s.rank) for k, s in enumerate(sublanes)),
         ]
         with m.If(~leaves[2 + add]):
             m.d.comb += reductions.control.op.eq(Reduce.NONE)
         return m
-
-    def _lane(self, m: Module, platform: object, at: int, sublane: int) -> Lane:
-        lane = Lane(self.chip)
-        m.submodules[f"lane_{sublane}_{at}"] = box(platform, "vpu_lane", lane)
-        return lane
 
     def _valid_lanes(self, tail: data.View, k: int) -> Value:
         """Bit by lane: sublane k has a value there that counts."""
@@ -157,7 +143,7 @@ class VectorUnit(wiring.Component):
         return Cat(valid)
 
     def _operands(
-        self, m: Module, valids: list[Value], steps: list[data.View]
+        self, m: Module, platform: object, valids: list[Value], steps: list[data.View]
     ) -> dict[str, list[Value]]:
         """Rows by sublane: a, b and c at stage 4, d at stage 3."""
         chip, sublanes = self.chip, self.chip.vpu.sublanes
@@ -167,8 +153,21 @@ class VectorUnit(wiring.Component):
         for name in OPERANDS:
             ports = {memory: getattr(self, f"{memory}_{name}") for memory in ("spm", "acc", "vmem")}
             rows.present(m, chip, getattr(steps[1], name), active, ports)
-            came = rows.came(m, chip, name, getattr(steps[2], name), steps[2].scalar_lanes, ports)
-            found[name] = [delayed(m, row, 1, f"{name}_{k}") for k, row in enumerate(came)]
+            operand = getattr(steps[2], name)
+            found[name] = []
+            for k in range(sublanes):
+                row = OperandRow(chip)
+                m.submodules[f"{name}_{k}"] = box(platform, "vpu_operand", row, is_clocked=False)
+                m.d.comb += [
+                    row.kind.eq(operand.kind),
+                    row.row.eq(operand.rows[k]),
+                    row.value.eq(operand.value),
+                    row.scalar_lane.eq(steps[2].scalar_lanes[k]),
+                    row.spm.eq(ports["spm"].data),
+                    row.acc.eq(ports["acc"].data),
+                    row.vmem.eq(ports["vmem"].data[k]),
+                ]
+                found[name].append(delayed(m, row.result, 1, f"{name}_{k}"))
         m.d.comb += [
             self.vmem_index.enable.eq(valids[1] & steps[1].drops),
             self.vmem_index.row[0].eq(steps[1].index_row),
@@ -183,12 +182,16 @@ class VectorUnit(wiring.Component):
             m.d.comb += offset.eq(index - steps[2].first_lanes[k])
             drop = delayed(m, Mux(steps[2].drops, offset, ~0), 1, f"drop_{k}")
             step = steps[3]
-            row = rows.permuted(m, chip, f"a_{k}", found["a"][k], step.roll, step.xor)
-            masked = []
-            for lane in range(chip.lanes):
-                keeps = (lane < step.keeps[k]) & (drop != lane)
-                masked.append(Mux(keeps, row.word_select(lane, 32), MINUS_INFINITY))
-            found["a"][k] = delayed(m, Cat(masked), 1, f"a_late_{k}")
+            permuted = PermutedRow(chip)
+            m.submodules[f"permute_{k}"] = box(platform, "vpu_permute", permuted, is_clocked=False)
+            m.d.comb += [
+                permuted.row.eq(found["a"][k]),
+                permuted.roll.eq(step.roll),
+                permuted.xor.eq(step.xor),
+                permuted.keeps.eq(step.keeps[k]),
+                permuted.drop.eq(drop),
+            ]
+            found["a"][k] = delayed(m, permuted.result, 1, f"a_late_{k}")
         return found
 
     def _queue(

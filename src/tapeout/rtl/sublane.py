@@ -1,0 +1,147 @@
+"""What the vector unit has for each of its sublanes: operands, their permutation, and lanes.
+
+Each is a box (`rtl.boxes`): a unit of many lanes and sublanes is written in the size of one of
+them.
+"""
+
+from amaranth.hdl import C, Cat, Module, Mux, Shape, Signal, Value
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
+
+from tapeout.chip import Chip
+from tapeout.isa.fields import Kind
+
+from .boxes import box
+from .lane import Lane, lane_ports
+from .map_rules import is_kind
+from .order import MINUS_INFINITY
+from .walk import row_bits
+
+SPM_KINDS = (Kind.SPM_BF16, Kind.SPM_FP32)
+
+
+class OperandRow(wiring.Component):
+    """An operand's row at fp32, from what the memories give in this cycle.
+
+    Ports:
+        kind, row, value: of the operand. scalar_lane: of a packed row.
+        spm, acc: rows by bank. vmem: the sublane's row.
+    """
+
+    def __init__(self, chip: Chip) -> None:
+        self.chip = chip
+        lanes, banks = chip.lanes, chip.spm.banks_per_stripe
+        super().__init__(
+            {
+                "kind": In(Shape.cast(Kind)),
+                "row": In(row_bits(chip)),
+                "value": In(32),
+                "scalar_lane": In(exact_log2(lanes)),
+                "spm": In(data.ArrayLayout(16 * lanes, banks)),
+                "acc": In(data.ArrayLayout(32 * lanes, chip.vpu.sublanes)),
+                "vmem": In(32 * lanes),
+                "result": Out(32 * lanes),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        lanes, bank = self.chip.lanes, bank_of(self.row, self.chip.spm.banks_per_stripe)
+        high, low = Signal(16 * lanes), Signal(16 * lanes)
+        m.d.comb += [
+            high.eq(self.spm[bank]),
+            low.eq(Mux(is_kind(self, Kind.SPM_FP32), self.spm[bank | 1], 0)),
+        ]
+        with m.Switch(self.kind):
+            with m.Case(*SPM_KINDS):
+                halves = [
+                    half.word_select(lane, 16) for lane in range(lanes) for half in (low, high)
+                ]
+                m.d.comb += self.result.eq(Cat(halves))
+            with m.Case(Kind.VMEM):
+                m.d.comb += self.result.eq(self.vmem)
+            with m.Case(Kind.ACC):
+                m.d.comb += self.result.eq(self.acc[bank_of(self.row, self.chip.vpu.sublanes)])
+            with m.Case(Kind.ROW_SCALAR):
+                scalar = self.vmem.word_select(self.scalar_lane, 32)
+                m.d.comb += self.result.eq(scalar.replicate(lanes))
+            with m.Case(Kind.IMMEDIATE):
+                m.d.comb += self.result.eq(self.value.replicate(lanes))
+        return m
+
+
+class PermutedRow(wiring.Component):
+    """Lane l of the result is lane ((l + roll) % lanes) ^ xor of `row`, where it is not masked.
+
+    Ports:
+        keeps: lanes from there on are -inf. drop: this lane is, too.
+    """
+
+    def __init__(self, chip: Chip) -> None:
+        self.lanes = chip.lanes
+        super().__init__(
+            {
+                "row": In(32 * chip.lanes),
+                "roll": In(exact_log2(chip.lanes)),
+                "xor": In(exact_log2(chip.lanes)),
+                "keeps": In(chip.lanes.bit_length()),
+                "drop": In(32),
+                "result": Out(32 * chip.lanes),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        lanes = self.lanes
+        values: list[Value] = [self.row.word_select(lane, 32) for lane in range(lanes)]
+        for level in range(exact_log2(lanes)):
+            values = [Mux(self.xor[level], values[n ^ 1 << level], values[n]) for n in range(lanes)]
+            values = self._named(m, values, f"xor_{level}")
+        for level in range(exact_log2(lanes)):
+            moved = [values[(n + (1 << level)) % lanes] for n in range(lanes)]
+            values = [Mux(self.roll[level], moved[n], values[n]) for n in range(lanes)]
+            values = self._named(m, values, f"roll_{level}")
+        for lane, value in enumerate(values):
+            keeps = (lane < self.keeps) & (self.drop != lane)
+            m.d.comb += self.result.word_select(lane, 32).eq(Mux(keeps, value, MINUS_INFINITY))
+        return m
+
+    @staticmethod
+    def _named(m: Module, values: list[Value], name: str) -> list[Value]:
+        row = Signal(32 * len(values), name=name)
+        m.d.comb += row.eq(Cat(values))
+        return [row.word_select(n, 32) for n in range(len(values))]
+
+
+class Sublane(wiring.Component):
+    """The lanes of one sublane; ports and their stages are those of `Lane`.
+
+    Data of a lane becomes that of all, lane 0 lowest; what all lanes do alike comes once.
+    """
+
+    _DATA = ("a", "b", "c", "d", "is_valid", "fp32", "bf16", "rank", "summand")
+
+    def __init__(self, chip: Chip) -> None:
+        self.chip = chip
+        ports = {}
+        for name, member in lane_ports(chip).items():
+            wide = Shape.cast(member.shape).width * chip.lanes
+            ports[name] = member.flow(wide) if name in self._DATA else member
+        super().__init__(ports)
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        for at in range(self.chip.lanes):
+            lane = Lane(self.chip)
+            m.submodules[f"lane_{at}"] = box(platform, "vpu_lane", lane)
+            for name, member in lane_ports(self.chip).items():
+                its, mine = Value.cast(getattr(lane, name)), getattr(self, name)
+                mine = mine.word_select(at, len(its)) if name in self._DATA else mine
+                m.d.comb += its.eq(mine) if member.flow is In else mine.eq(its)
+        return m
+
+
+def bank_of(row: Value, banks: int) -> Value:
+    """The bank that a row lies in."""
+    return row[: exact_log2(banks)] if banks > 1 else C(0, 1)
