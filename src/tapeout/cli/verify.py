@@ -119,10 +119,12 @@ def _mutants(
         typer.echo(json.dumps([vars(m) for m in judged], indent=2))
         return
     out = Console(highlight=False)
-    left = [m for m in judged if m.caught_by is None]
+    left = [m for m in judged if m.caught_by is None and not m.is_equal]
+    faults = sum(not m.is_equal for m in judged)
     out.print(
-        f"[bold]{chip.name}[/bold]: {count - len(left)} of {count} faults in the hardware "
-        f"({(count - len(left)) / count:.1%}) caught by {programs} programs"
+        f"[bold]{chip.name}[/bold]: {faults - len(left)} of {faults} faults in the hardware "
+        f"({(faults - len(left)) / max(1, faults):.1%}) caught by {programs} programs; "
+        f"{count - faults} more change nothing (proven)"
     )
     if left:
         table = Table(box=box.SIMPLE_HEAD, title="not caught")

@@ -43,6 +43,8 @@ stime -p
 
 
 # A wire named _TECHMAP_REPLACE_.X becomes MEMORY.X, and MEMORY._TECHMAP_REPLACE_.X beside it.
+# Yosys has a write enable for each bit; a macro has one for as many as are always enabled together,
+# which Yosys tells by numbers for the nets of each bit (_TECHMAP_CONNMAP_).
 _MEMORY = r"""
 module \$mem_v2 (
   RD_CLK, RD_EN, RD_ARST, RD_SRST, RD_ADDR, RD_DATA, WR_CLK, WR_EN, WR_ADDR, WR_DATA
@@ -59,12 +61,36 @@ module \$mem_v2 (
   input [WR_PORTS-1:0] WR_CLK;
   input [WR_PORTS*WIDTH-1:0] WR_EN, WR_DATA;
   input [WR_PORTS*ABITS-1:0] WR_ADDR;
+  parameter _TECHMAP_BITS_CONNMAP_ = 1;
+  parameter [WR_PORTS*WIDTH*_TECHMAP_BITS_CONNMAP_-1:0] _TECHMAP_CONNMAP_WR_EN_ = 0;
+  function integer bits_together(input integer from);
+    integer k, a, b, c;
+    begin
+      a = WIDTH;
+      for (k = from; k < WR_PORTS * WIDTH; k = k + 1)
+        if (_TECHMAP_CONNMAP_WR_EN_[k * _TECHMAP_BITS_CONNMAP_ +: _TECHMAP_BITS_CONNMAP_]
+            != _TECHMAP_CONNMAP_WR_EN_[(k - 1) * _TECHMAP_BITS_CONNMAP_ +: _TECHMAP_BITS_CONNMAP_])
+        begin
+          b = k;
+          while (b > 0) begin
+            c = a % b;
+            a = b;
+            b = c;
+          end
+        end
+      bits_together = a;
+    end
+  endfunction
+  localparam TOGETHER = bits_together(1);
   wire _TECHMAP_FAIL_ = SIZE * WIDTH < MACRO_BITS;
   wire [RD_PORTS*WIDTH-1:0] \_TECHMAP_REPLACE_.READ_DATA ;
   wire [RD_PORTS*ABITS-1:0] \_TECHMAP_REPLACE_.READ_ADDRESS = RD_ADDR;
   wire [RD_PORTS-1:0] \_TECHMAP_REPLACE_.READ_ENABLE = RD_EN;
   wire [WR_PORTS*WIDTH-1:0] \_TECHMAP_REPLACE_.WRITE_DATA = WR_DATA;
-  wire [WR_PORTS*WIDTH-1:0] \_TECHMAP_REPLACE_.WRITE_ENABLE = WR_EN;
+  wire [WR_PORTS*WIDTH/TOGETHER-1:0] \_TECHMAP_REPLACE_.WRITE_ENABLE ;
+  genvar n;
+  for (n = 0; n < WR_PORTS * WIDTH / TOGETHER; n = n + 1)
+    assign \_TECHMAP_REPLACE_.WRITE_ENABLE [n] = WR_EN[n * TOGETHER];
   wire [WR_PORTS*ABITS-1:0] \_TECHMAP_REPLACE_.WRITE_ADDRESS = WR_ADDR;
   assign RD_DATA = \_TECHMAP_REPLACE_.READ_DATA ;
 endmodule
@@ -135,7 +161,7 @@ def synthesise(
     kept = [name for name in modules if name not in black and name != top]
     # Yosys' own use of ABC looks for equal gates, which takes it hours in multipliers.
     synth = f"synth -flatten -noabc -booth -extra-map +/choices/kogge-stone.v -top {top}"
-    takes = " ".join(f"w:*.{port}" for port in _TAKES)
+    takes = " ".join(f"w:*._TECHMAP_REPLACE_.{port}" for port in _TAKES)
     script = [
         "read_verilog part.v",
         *(f"blackbox {name}" for name in black),
@@ -143,13 +169,14 @@ def synthesise(
         f"hierarchy -top {top}",
         f"{synth} -run begin:fine",
         "techmap -map memory.v t:$mem_v2",
-        "expose -input w:*.READ_DATA",
+        "expose -input w:*._TECHMAP_REPLACE_.READ_DATA",
         f"expose {takes}",
         *(f"expose -evert t:{name}" for name in black),
         f"{synth} -run fine:",
         "rename -wire",  # a register is called what it drives
         f"dfflibmap {liberty} {avoid_flops}",
         "opt",
+        "insbuf",  # each output is a load of its own, also where two are the same net
         f"abc {liberty} -script abc.script -constr constraints {avoid}",
         "setundef -zero",
         *_ties(pdk),

@@ -160,9 +160,8 @@ def _call(command: list[str], folder: Path, environment: dict[str, str]) -> None
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if result.returncode:
         lines = (result.stdout + result.stderr).splitlines()
-        told = [
-            line for line in lines if line.startswith(("%Error", "%Warning")) or "error:" in line
-        ]
+        told = [line for line in lines if line.startswith("%Error") or "error:" in line]
+        told += [line for line in lines if line.startswith("%Warning")]
         raise BuildError(f"{Path(command[0]).name} failed: {told[0] if told else 'no message'}")
 
 

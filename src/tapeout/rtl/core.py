@@ -193,7 +193,11 @@ class Core(wiring.Component):
             m.submodules[name] = memory
         for number, engine in self.engines.items():
             queue = self.queues[number]
-            m.submodules[f"engine_{queue.name}"] = box(platform, f"engine_{queue.engine}", engine)
+            m.submodules[f"engine_{queue.name}"] = (
+                box(platform, f"engine_{queue.engine}", engine)
+                if isinstance(engine, DmaEngine)
+                else engine  # one of its kind, and wider than the ports of a box may be
+            )
             members = engine.signature.members
             for name in ("now", "bases"):
                 if name in members:

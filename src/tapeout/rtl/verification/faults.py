@@ -7,23 +7,23 @@ that only the model sees.
 import random
 from collections.abc import Iterator
 
+from tapeout.chip import Chip
 from tapeout.isa import Count, seq
-from tapeout.isa.fields import WORD_BITS
-from tapeout.isa.instruction import Instruction
+from tapeout.isa.fields import WORD_BITS, WORD_BYTES, Bits
+from tapeout.isa.instruction import BODY_BIT, REGISTRY, Instruction
 from tapeout.isa.program import Program, Words, channel_bit
 
+from .blocks import stripes
 from .programs import Case
 
 
 def with_fault(case: Case, seed: int) -> Case:
-    """The case with one bit of one word flipped, or with a channel that overflows."""
+    """The case with one bit or one field of one word changed, or with a channel that overflows."""
     rng = random.Random(seed)
     streams = dict(case.program.streams)
     queue = rng.choice(sorted(streams))
-    if rng.random() < 0.1:
-        streams[queue] = list(_overflowing(case, queue, rng))
-    else:
-        streams[queue] = _flipped(case, queue, rng)
+    kind = rng.choices([_overflowing, _flipped, _rewritten], [1, 4, 5])[0]
+    streams[queue] = kind(case, queue, rng)
     program = Program(case.program.chip, streams, case.program.segments)
     return Case(case.chip, program, case.segments)
 
@@ -38,14 +38,49 @@ def _flipped(case: Case, queue: str, rng: random.Random) -> Words:
     return Words(bytes(raw))
 
 
-def _overflowing(case: Case, queue: str, rng: random.Random) -> Iterator[Instruction]:
+def _rewritten(case: Case, queue: str, rng: random.Random) -> Words:
+    """A field becomes a value of the edge of what is allowed, or another one."""
+    raw = bytearray(case.program.encode(queue))
+    at = rng.randrange(len(raw) // WORD_BYTES) * WORD_BYTES
+    word = int.from_bytes(raw[at : at + WORD_BYTES], "little")
+    fields = list(_fields(REGISTRY[word & 255]))
+    body = [field for field in fields if field[0] >= BODY_BIT]
+    bit, spec = rng.choice(body if body and rng.random() < 0.8 else fields)
+    mask = (1 << spec.width) - 1
+    value = word >> bit & mask
+    if spec.enum is not None:
+        value = rng.randrange(len(spec.enum) + 2)
+    elif spec.register:
+        value = rng.randrange(case.chip.seq.registers + 2)
+    else:
+        edges = [0, 1, mask, mask >> 1, *(e + rng.randrange(-3, 2) for e in _edges(case.chip))]
+        value = rng.choice([value + 1, value - 1, rng.choice(edges)])
+    word = word & ~(mask << bit) | (value & mask) << bit
+    raw[at : at + WORD_BYTES] = word.to_bytes(WORD_BYTES, "little")
+    return Words(bytes(raw))
+
+
+def _fields(cls: type[Instruction]) -> Iterator[tuple[int, Bits]]:
+    """(first bit, field) of an instruction, those of addresses and operands one by one."""
+    for _, bit, spec in cls.layout():
+        for part in [spec] if isinstance(spec, Bits) else spec.LAYOUT.values():
+            yield bit, part
+            bit += part.width
+
+
+def _edges(chip: Chip) -> list[int]:
+    """Numbers that rules compare with."""
+    memories = [chip.spm.rows, chip.vmem.rows, chip.acc.rows, *stripes(chip).values()]
+    return [*memories, chip.lanes, chip.mxu.rows, chip.seq.loop_depth, chip.tokens.capacity]
+
+
+def _overflowing(case: Case, queue: str, rng: random.Random) -> list[Instruction]:
     """The stream with more posts to a channel, which nobody takes, than it holds."""
     names, tokens = case.chip.queue_names, case.chip.tokens
     producer = names.index(queue)
     consumer = rng.choice([q for q in range(len(names)) if q != producer])
     channel = rng.randrange(tokens.channels_per_pair)
+    posts = 1 << channel_bit(producer, consumer, channel, tokens.channels_per_pair)
     *stream, halt = case.program.streams[queue]
-    yield from stream
-    yield seq.Loop(count=Count(tokens.capacity + 1), length=1)
-    yield seq.Nop(posts=1 << channel_bit(producer, consumer, channel, tokens.channels_per_pair))
-    yield halt
+    loop = seq.Loop(count=Count(tokens.capacity + 1), length=1)
+    return [*stream, loop, seq.Nop(posts=posts), halt]

@@ -15,7 +15,7 @@ import multiprocessing
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from tapeout.rtl.export import modules
 from tapeout.rtl.target import Rtl
 
 from .compare import HBM_BYTES, Difference, Expected, Unsound, compare_hardware, expected
+from .equal import changes_nothing
 from .faults import with_fault
 from .programs import random_program
 from .run import BLOCKS
@@ -58,6 +59,7 @@ class Mutant:
         module: whose text has it, in each of its instances.
         line, becomes: of the Verilog, stripped.
         caught_by: the seed of the program that found it, and `what` differed; None: no program did.
+        is_equal: none can (`equal.changes_nothing`).
     """
 
     number: int
@@ -67,6 +69,7 @@ class Mutant:
     becomes: str
     caught_by: int | None = None
     what: str = ""
+    is_equal: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,11 +112,14 @@ def mutate(text: str, macros: set[str], count: int, seed: int) -> tuple[str, lis
         body = bodies[site.module]
         line, becomes = body[site.at].strip(), site.form.format(site.bad).strip()
         mutants.append(Mutant(number, site.kind, site.module, line, becomes))
-        select = f"mutant == {_NUMBER_BITS}'d{number}"
-        body[site.at] = site.form.format(f"({select}) ? ({site.bad}) : ({site.good})")
+        body[site.at] = site.form.format(f"({_select(number)}) ? ({site.bad}) : ({site.good})")
     for name in bodies.keys() - macros:
         bodies[name] = _with_input(bodies[name], bodies.keys() - macros)
     return "\n\n".join("\n".join(body) for body in bodies.values()) + "\n", mutants
+
+
+def _select(number: object) -> str:
+    return f"mutant == {_NUMBER_BITS}'d{number}"
 
 
 def _sites(module: str, body: list[str], rng: random.Random) -> Iterator[_Site]:
@@ -184,9 +190,7 @@ def library(chip: Chip, count: int, seed: int) -> Path:
 
     def files() -> dict[str, str]:
         core, boxes = Core(chip), Boxes()
-        text = boxes.convert(core, "core")
-        macros = {name for name, _ in modules(boxes.texts)}
-        mutated, mutants = mutate(text, macros, count, seed)
+        mutated, mutants = _mutated(core, boxes, count, seed)
         listed = json.dumps([dataclasses.asdict(m) for m in mutants])
         return {
             "core.v": mutated,
@@ -198,6 +202,11 @@ def library(chip: Chip, count: int, seed: int) -> Path:
     shared = ("rtl/verification",)
     name = f"{chip.name}-mutants"
     return compiled(name, "core", parameters, files, BENCH_SOURCES, shared=shared)
+
+
+def _mutated(core: Core, boxes: Boxes, count: int, seed: int) -> tuple[str, list[Mutant]]:
+    text = boxes.convert(core, "core")
+    return mutate(text, {name for name, _ in modules(boxes.texts)}, count, seed)
 
 
 class MutantRtl(Rtl):
@@ -258,7 +267,31 @@ def hunt(
             judged.append(mutant)
             if progress is not None:
                 progress(judged)
-    return judged
+    return _with_equals(chip, judged, seed, jobs)
+
+
+def _with_equals(chip: Chip, judged: list[Mutant], seed: int, jobs: int) -> list[Mutant]:
+    """Those that nothing found are looked at: some change nothing."""
+    if all(m.caught_by is not None for m in judged):
+        return judged
+    text, _ = _mutated(Core(chip), Boxes(), len(judged), seed)
+    bodies = dict(modules(text))
+
+    def looked_at(mutant: Mutant) -> Mutant:
+        if mutant.caught_by is not None:
+            return mutant
+        good, bad = (_chosen(bodies[mutant.module], n) for n in (0, mutant.number))
+        return dataclasses.replace(mutant, is_equal=changes_nothing(good, bad, bodies))
+
+    with ThreadPoolExecutor(jobs) as pool:
+        return list(pool.map(looked_at, judged))
+
+
+def _chosen(body: str, number: int) -> str:
+    """A module's text with the one fault, or 0: none."""
+    return re.sub(
+        rf"{_select('')}(\d+)", lambda found: "1'b1" if found[1] == str(number) else "1'b0", body
+    )
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,13 @@
 
 import sys
 
-from pyosys import libyosys
+# In a process of its own, with the two arguments behind.
+COMMAND = [sys.executable, "-m", "tapeout.rtl.yosys"]
 
 
 def main(arguments: list[str]) -> None:
+    from pyosys import libyosys
+
     match arguments:
         case ["-ql", log, script]:
             libyosys.run_pass(f"tee -q -o {log} script {script}", libyosys.Design())

@@ -1,0 +1,82 @@
+"""Faults that change nothing, which no program can find.
+
+Contract: `changes_nothing` is proven by SAT over the module that has the fault: its outputs, what
+it gives to modules in it, and its next state are the same as without the fault, whatever its
+inputs, its state and what those modules give. False says nothing: a fault may be out of reach for
+the whole core's sake.
+"""
+
+import importlib.util
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from tapeout.rtl import yosys
+from tapeout.rtl.build import BuildError
+
+_INSTANCE = re.compile(r"^  (\\\S+|\w+) +(?:\\\S+ |\w+) +\(", re.MULTILINE)
+_HEAD = re.compile(r"^module (\\\S+ ?|\w+)", re.MULTILINE)
+_PORT = re.compile(r"  (input|output)\b")
+_SECONDS = 60
+
+_SCRIPT = """\
+read_verilog pair.v
+proc
+opt_clean
+memory -nomap -nordff
+memory_map
+expose -evert-dff good bad
+{evert}
+miter -equiv -flatten good bad miter
+delete good bad
+hierarchy -top miter
+opt -full -purge
+opt_merge -share_all
+sat -timeout {seconds} -verify -prove trigger 0 miter
+"""
+
+
+def changes_nothing(good: str, bad: str, bodies: Mapping[str, str]) -> bool:
+    """Whether two texts of a module are proven to do the same.
+
+    Args:
+        bodies: texts of the modules that may lie in it, by name.
+
+    Raises: BuildError where Yosys is not there.
+    """
+    if importlib.util.find_spec("pyosys") is None:
+        raise BuildError("mutants need Yosys, which is missing: run `pip install 'tapeout[gates]'`")
+    inner = sorted({m[1].removeprefix("\\") for m in _INSTANCE.finditer(good)} & bodies.keys())
+    evert = [
+        line
+        for module in ("good", "bad")
+        for line in (f"cd {module}", *(f"expose -evert t:{_pattern(n)}" for n in inner), "cd ..")
+    ]
+    with tempfile.TemporaryDirectory() as scratch:
+        pair = [_HEAD.sub("module good", good, 1), _HEAD.sub("module bad", bad, 1)]
+        text = "\n".join([*pair, *(_black(bodies[name]) for name in inner)])
+        (Path(scratch) / "pair.v").write_text(text)
+        script = _SCRIPT.format(evert="\n".join(evert), seconds=_SECONDS)
+        (Path(scratch) / "script.ys").write_text(script)
+        command = [*yosys.COMMAND, "-ql", "log", "script.ys"]
+        done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
+        log = (Path(scratch) / "log").read_text()
+    if done.returncode == 0:
+        return True
+    if "proof did fail" in log or "timed out" in log.lower():
+        return False
+    raise BuildError(f"Yosys failed: {log.strip().splitlines()[-1]}")
+
+
+def _pattern(name: str) -> str:
+    return re.sub(r"[^\w.]", "?", name)
+
+
+def _black(text: str) -> str:
+    """A module without its inside."""
+    end = text.index(");") + 2
+    head, lines = text[:end], text[end:].splitlines()
+    ports = [] if re.search(r"\n +(input|output)\b", head) else [x for x in lines if _PORT.match(x)]
+    return "\n".join(["(* blackbox *)", head, *ports, "endmodule"])
