@@ -9,6 +9,7 @@ from tapeout.chip import Chip
 
 from .array import MINUS_ZERO
 from .boxes import Delay, box
+from .decode import word_of
 from .float import Adder, FusedMultiplyAdd
 from .memory import acc_reads, acc_writes
 
@@ -53,7 +54,7 @@ class Accumulator(wiring.Component):
         m.d.sync += read.eq(order)
         read_bank = read[1 : 1 + len(bank)]
         before = Signal(lanes * 32)
-        m.d.comb += before.eq(self.acc_read.data.as_value().word_select(read_bank, lanes * 32))
+        m.d.comb += before.eq(word_of(self.acc_read.data.as_value(), read_bank, lanes * 32))
         written = Delay(len(order), stages, clears=True)
         m.submodules.written = written
         m.d.comb += written.input.eq(read)

@@ -10,7 +10,7 @@ from functools import reduce
 from operator import and_, or_
 from typing import Any
 
-from amaranth.hdl import C, Cat, Mux, Value
+from amaranth.hdl import Array, C, Cat, Mux, Value
 
 from tapeout.chip import Chip
 from tapeout.isa.fields import WORD_BITS, Bits, Kind, Operand, width_of
@@ -40,6 +40,14 @@ def is_a(word: Value, cls: type[Instruction]) -> Value:
 def any_of(conditions: list[Value]) -> Value:
     """True where one condition is; false where there is none."""
     return reduce(or_, conditions, C(0, 1))
+
+
+def word_of(value: Value, index: Value, bits: int) -> Value:
+    """Word `index` of so many bits: what `word_select` is, as a choice of words.
+
+    Of a part, Amaranth makes every bit depend on every bit, which wide memories cannot afford.
+    """
+    return Array([value[at : at + bits] for at in range(0, len(value), bits)])[index]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from tapeout.chip import Chip
 
 from .array import SystolicArray
 from .boxes import Delay
+from .decode import word_of
 from .memory import spm_reads
 from .operands import SUM_BITS
 
@@ -171,7 +172,7 @@ class TransposedLoad(wiring.Component):
             )
             m.d.sync += [first.eq(tag), second.eq(first)]
             came = second[-log_banks:] if log_banks else C(0, 1)
-            lanes = held.word_select(came, self.chip.lanes * 16)
+            lanes = word_of(held, came, self.chip.lanes * 16)
             m.d.comb += self.transposed[bus].eq(
                 Cat(second[: len(tag) - log_banks], lanes[: self.chip.mxu.rows * 16])
             )

@@ -27,6 +27,7 @@ from tapeout.isa.instruction import Fault
 from .accumulate import Accumulator
 from .array import ONE_BF16, SystolicArray
 from .boxes import Delay
+from .decode import word_of
 from .loads import SPM_STAGES, StraightLoad, TransposedLoad
 from .memory import acc_reads, acc_writes, spm_reads
 from .operands import SUM_BITS, resolved_layout
@@ -304,7 +305,7 @@ class MatrixUnit(wiring.Component):
             follows = Signal(self._order, name=f"order_{stage}")
             m.d.sync += follows.eq(order)
             order = follows
-        row = held.word_select(order.bank, lanes * 16)
+        row = word_of(held, order.bank, lanes * 16)
         for k in range(rows):
             m.d.sync += [
                 self.array.moving[k].eq(Mux(order.unloads, ONE_BF16, row.word_select(k, 16))),

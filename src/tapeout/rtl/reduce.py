@@ -14,6 +14,7 @@ from tapeout.chip import Chip
 from tapeout.isa.vpu import Map, Reduce
 
 from .boxes import box
+from .decode import word_of
 from .float import Adder
 from .memory import RowReads, RowWrites
 from .order import MINUS_INFINITY, Comparison, value_of
@@ -180,7 +181,7 @@ class Reductions(wiring.Component):
         for k in range(sublanes):
             result, old, total = (Signal(32, name=f"{n}_{k}") for n in ("result", "old", "total"))
             m.d.sync += old.eq(result)
-            held = self.total.data[0].word_select((joining.lane + k)[:levels], 32)
+            held = word_of(self.total.data[0], (joining.lane + k)[:levels], 32)
             m.d.comb += total.eq(Mux(from_leaving, result, Mux(from_left, old, held)))
             with m.If(joining.starts):
                 m.d.comb += total.eq(Mux(is_max, MINUS_INFINITY, _MINUS_ZERO))

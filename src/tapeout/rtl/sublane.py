@@ -13,6 +13,7 @@ from tapeout.chip import Chip
 from tapeout.isa.fields import Kind
 
 from .boxes import box
+from .decode import word_of
 from .lane import Lane, lane_ports
 from .map_rules import is_kind
 from .order import MINUS_INFINITY
@@ -52,8 +53,14 @@ class OperandLanes(wiring.Component):
         lanes, bank = self.lanes, bank_of(self.row, self.chip.spm.banks_per_stripe)
         high, low = Signal(16 * lanes), Signal(16 * lanes)
         m.d.comb += [
-            high.eq(self.spm[bank]),
-            low.eq(Mux(is_kind(self, Kind.SPM_FP32), self.spm[bank | 1], 0)),
+            high.eq(word_of(self.spm.as_value(), bank, 16 * lanes)),
+            low.eq(
+                Mux(
+                    is_kind(self, Kind.SPM_FP32),
+                    word_of(self.spm.as_value(), bank | 1, 16 * lanes),
+                    0,
+                )
+            ),
         ]
         with m.Switch(self.kind):
             with m.Case(*SPM_KINDS):
@@ -64,7 +71,8 @@ class OperandLanes(wiring.Component):
             with m.Case(Kind.VMEM):
                 m.d.comb += self.result.eq(self.vmem)
             with m.Case(Kind.ACC):
-                m.d.comb += self.result.eq(self.acc[bank_of(self.row, self.chip.vpu.sublanes)])
+                of_acc = bank_of(self.row, self.chip.vpu.sublanes)
+                m.d.comb += self.result.eq(word_of(self.acc.as_value(), of_acc, 32 * lanes))
             with m.Case(Kind.ROW_SCALAR, Kind.IMMEDIATE):
                 m.d.comb += self.result.eq(self.word.replicate(lanes))
         return m
@@ -97,7 +105,7 @@ class OperandRow(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         word, lanes = Signal(32), operand_lanes(self.chip)
-        scalar = self.vmem.word_select(self.scalar_lane, 32)
+        scalar = word_of(self.vmem, self.scalar_lane, 32)
         m.d.comb += word.eq(Mux(is_kind(self, Kind.ROW_SCALAR), scalar, self.value))
         for at in range(0, self.chip.lanes, lanes):
             part = OperandLanes(self.chip)

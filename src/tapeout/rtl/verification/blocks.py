@@ -18,6 +18,7 @@ from tapeout.isa.seq import Alu
 
 DATA, OUTPUT, TABLE = 0, 1, 2  # base registers
 MXU, VPU, DMA0 = 0, 1, 2
+CANCELLING_OFFSET, CANCELLING_BYTES = 16384, 3072  # in the data; see `programs`
 INDEX_ROWS = 4  # the last rows of vmem hold indices; nothing else writes there
 
 
@@ -57,6 +58,7 @@ def propose(rng: random.Random, chip: Chip, run: Run, *, spare_tokens: bool = Tr
         (2, maker.registers_count),
         (1, maker.far_loop),
         (1, maker.pipeline),
+        (1, maker.cancel),
     ]
     if spare_tokens:
         kinds += [(3, maker.handshake), (1, maker.flood)]
@@ -304,6 +306,34 @@ class Maker:
             reduce_accumulate=reduce not in (vpu.Reduce.NONE, vpu.Reduce.ARGMAX)
             and rng.random() < 0.3,
         )
+
+    def cancel(self) -> Block:
+        """A chain over three rows whose sum cancels, and the load that brings them."""
+        rng, part, row_bytes = self.rng, CANCELLING_BYTES // 3, 4 * self.lanes
+        rows = max(1, min(16, self.vmem_rows // 3, part // row_bytes))
+        queue, start = self.dma_queue(), rng.randrange(self.vmem_rows - 3 * rows + 1)
+        first = rng.randrange(0, max(1, part - rows * row_bytes + 1), 4)
+        load = dma.Load(
+            hbm=HbmAddr(DATA, CANCELLING_OFFSET + first),
+            format=dma.HbmFormat.FP32,
+            memory=dma.Memory.VMEM,
+            row=self.addr(queue, start),
+            lanes=self.lanes,
+            rows=Count(rows),
+            row_bytes=row_bytes,
+            outer=Count(3),
+            outer_bytes=part,
+            outer_rows=rows,
+        )
+        a, b, c = (Operand(Kind.VMEM, start + k * rows, row_stride=1) for k in range(3))
+        chains = [
+            {"combine": vpu.Combine.FMA, "a": a, "b": b, "c": c},
+            {"combine": vpu.Combine.ADD, "a": a, "b": c},
+            {"combine": vpu.Combine.MUL, "a": a, "b": b, "combine2": vpu.Combine2.ADD, "d": c},
+        ]
+        dst = self.operand([Kind.VMEM, Kind.ACC, Kind.SPM_FP32], rows, result=True)
+        chain = vpu.Map(rows=Count(rows), dst=dst, **rng.choice(chains))  # type: ignore[arg-type]
+        return Block({queue: [load], VPU: [chain]})
 
     def multiply(self) -> Block:
         """A load with one or two matmuls, or with an unload."""

@@ -27,7 +27,7 @@ proc
 opt_clean
 memory -nomap -nordff
 memory_map
-expose -evert-dff good bad
+expose -evert-dff -dff good bad
 {evert}
 miter -equiv -flatten good bad miter
 delete good bad

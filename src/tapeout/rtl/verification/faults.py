@@ -16,6 +16,13 @@ from tapeout.isa.program import Program, Words, channel_bit
 from .blocks import stripes
 from .programs import Case
 
+COUNT = 2  # faults planted in each program, one at a time
+
+
+def with_faults(case: Case, seed: int) -> list[Case]:
+    """`COUNT` cases of one fault each."""
+    return [with_fault(case, COUNT * seed + k) for k in range(COUNT)]
+
 
 def with_fault(case: Case, seed: int) -> Case:
     """The case with one bit or one field of one word changed, or with a channel that overflows."""

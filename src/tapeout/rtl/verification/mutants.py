@@ -28,7 +28,7 @@ from tapeout.rtl.target import Rtl
 
 from .compare import HBM_BYTES, Difference, Expected, Unsound, compare_hardware, expected
 from .equal import changes_nothing
-from .faults import with_fault
+from .faults import with_faults
 from .programs import random_program
 from .run import BLOCKS
 
@@ -222,11 +222,11 @@ class MutantRtl(Rtl):
 
 
 def references(chip: Chip, programs: int, seed: int) -> list[tuple[int, Expected]]:
-    """(seed, what it does) of the programs that `verify` runs, each with a fault planted, too."""
+    """(seed, what it does) of the programs that `verify` runs, each with faults planted, too."""
     found = []
     for number in range(seed, seed + programs):
         case = random_program(number, chip, BLOCKS)
-        for each in (case, with_fault(case, number)):
+        for each in (case, *with_faults(case, number)):
             try:
                 wanted = expected(each)
             except Unsound:

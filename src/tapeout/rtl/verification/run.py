@@ -20,7 +20,7 @@ from tapeout.rtl.target import Rtl
 
 from .compare import Agreement, Difference, Unsound, compare, hardware
 from .coverage import Coverage
-from .faults import with_fault
+from .faults import with_faults
 from .minimise import fewest_blocks, minimised
 from .programs import Case, random_program
 
@@ -33,14 +33,14 @@ class Failure:
 
     Attributes:
         seed: of the program (`random_program(seed, chip, blocks)`).
-        planted: it has a fault planted (`with_fault(program, seed)`).
+        planted: which of `with_faults(program, seed)` it is; None: the program itself.
         what: the difference.
         assembly: the smallest program that shows it.
     """
 
     seed: int
     blocks: int
-    planted: bool
+    planted: int | None
     what: str
     assembly: str
 
@@ -61,11 +61,11 @@ class Campaign:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What came of a seed: of its program, and of the one with a fault planted in it."""
+    """What came of a seed: of its program, and of those with a fault planted in it."""
 
     seed: int
     whole: Agreement | Difference | None  # None: unsound
-    planted: Agreement | Difference | None
+    planted: list[Agreement | Difference | None]
     coverage: Coverage
 
 
@@ -129,7 +129,8 @@ def _outcome(rtl: Rtl, seed: int) -> _Outcome:
     coverage = Coverage()
     if isinstance(whole, Agreement):
         coverage.add(case.program)
-    return _Outcome(seed, whole, _agreement(with_fault(case, seed), rtl), coverage)
+    planted = [_agreement(each, rtl) for each in with_faults(case, seed)]
+    return _Outcome(seed, whole, planted, coverage)
 
 
 def _agreement(case: Case, rtl: Rtl) -> Agreement | Difference | None:
@@ -140,7 +141,7 @@ def _agreement(case: Case, rtl: Rtl) -> Agreement | Difference | None:
 
 
 def _add(campaign: Campaign, outcome: _Outcome) -> None:
-    for found, planted in ((outcome.whole, False), (outcome.planted, True)):
+    for planted, found in [(None, outcome.whole), *enumerate(outcome.planted)]:
         if isinstance(found, Difference):
             campaign.failure = _failure(campaign.chip, outcome.seed, planted, found)
             return
@@ -151,17 +152,18 @@ def _add(campaign: Campaign, outcome: _Outcome) -> None:
         campaign.coverage.cells.update(outcome.coverage.cells)
     else:
         campaign.unsound += 1
-    if isinstance(outcome.planted, Agreement):
-        campaign.faults[outcome.planted.fault.name.lower()] += 1
+    for found in outcome.planted:
+        if isinstance(found, Agreement):
+            campaign.faults[found.fault.name.lower()] += 1
 
 
-def _failure(chip: Chip, seed: int, planted: bool, found: Difference) -> Failure:
+def _failure(chip: Chip, seed: int, planted: int | None, found: Difference) -> Failure:
     """Made small on a core of its own: what fails only behind other programs stays whole."""
     rtl = hardware(chip)
 
     def case_of(blocks: int) -> Case:
         case = random_program(seed, chip, blocks)
-        return with_fault(case, seed) if planted else case
+        return case if planted is None else with_faults(case, seed)[planted]
 
     def fails(case: Case) -> bool:
         return isinstance(_agreement(case, rtl), Difference)
@@ -172,7 +174,7 @@ def _failure(chip: Chip, seed: int, planted: bool, found: Difference) -> Failure
         what = f"{found.what} (only behind the programs before it)"
         return Failure(seed, BLOCKS, planted, what, disassemble(case.program, chip))
     blocks = BLOCKS
-    if not planted:
+    if planted is None:
         blocks = fewest_blocks(lambda n: fails(case_of(n)), BLOCKS)
         case = minimised(case_of(blocks), fails)
         again = _agreement(case, rtl)
