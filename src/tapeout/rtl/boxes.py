@@ -4,7 +4,7 @@ Amaranth writes every instance of a component anew. With `Boxes` as the platform
 to `box` becomes an instance of a module that is converted once, and `macro` takes a module's text.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from amaranth.back import verilog
 from amaranth.hdl import (
@@ -44,11 +44,13 @@ class Boxes(Macros):
     Args:
         clean: as linters want it (`verilog.convert`), which Verilator runs at two thirds of the
             speed; otherwise as Amaranth writes the same netlist.
+        models: Verilog by the name of the module that it stands for.
     """
 
-    def __init__(self, *, clean: bool = False) -> None:
+    def __init__(self, *, clean: bool = False, models: Mapping[str, str] | None = None) -> None:
         super().__init__()
         self._clean = clean
+        self._models = models or {}
         self._components: dict[str, wiring.Component] = {}
         self._done: set[str] = set()
 
@@ -70,7 +72,8 @@ class Boxes(Macros):
         while waiting := sorted(set(self._components) - self._done):
             name = waiting[0]
             self._done.add(name)
-            yield self._module(self._components[name], name)
+            model = self._models.get(name)
+            yield self._module(self._components[name], name) if model is None else model
 
     def _module(self, component: wiring.Component, name: str) -> str:
         if self._clean:

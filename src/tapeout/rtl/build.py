@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +25,7 @@ import tapeout
 from tapeout import cache_folder
 from tapeout.chip import Chip, to_toml
 
+from . import row_model
 from .boxes import Boxes
 from .core import MEMORIES, PER_QUEUE, Core
 from .dma import DATA_PORTS, REQUEST_STAGES, RESPONSE_STAGES
@@ -34,6 +36,7 @@ _PACKAGE = Path(tapeout.__file__).parent
 _BENCH = Path(__file__).parent / "native" / "bench.cpp"
 _HBM = [_PACKAGE / "sim" / "native" / name for name in ("hbm.hpp", "hbm.cpp")]
 MACROS = Path(__file__).parent / "native" / "macros.hpp"
+ROW_FMA = MACROS.with_name("row_fma.cpp")
 BENCH_SOURCES = (_BENCH, MACROS, *_HBM)  # C++ around a core
 # What the core and the bench are written in; the hardware's checks have packages of their own.
 _FOLDERS = ("chip", "isa", "numerics", "rtl", "rtl/native")
@@ -53,21 +56,32 @@ class BuildError(Exception):
     """The core cannot be built here; the message is one line that says what to do."""
 
 
-def library(chip: Chip, *, folder: Path | None = None) -> Path:
+class Elements(StrEnum):
+    """What the array of a core is simulated as."""
+
+    GATES = "gates"  # every element as the hardware has it
+    DPI = "dpi"  # rows as a model, with arithmetic in C (`row_model`): for arrays beyond 16 x 16
+
+
+def library(chip: Chip, *, elements: Elements = Elements.GATES, folder: Path | None = None) -> Path:
     """The shared library with the chip's verilated core.
 
     Raises: BuildError where a tool is missing or fails.
     """
 
     def files() -> dict[str, str]:
-        core, boxes = Core(chip), Boxes()
+        core, boxes = Core(chip), Boxes(models=models)
         return {
             "core.v": boxes.convert(core, "core"),
             "core.vlt": boxes.verilator_configuration(),
             "ports.inc": ports_of(core),
         }
 
-    return compiled(chip.name, "core", to_toml(chip), files, BENCH_SOURCES, folder=folder)
+    models = {} if elements is Elements.GATES else {row_model.NAME: row_model.row_model(chip)}
+    sources = BENCH_SOURCES if not models else (*BENCH_SOURCES, ROW_FMA)
+    name = chip.name if elements is Elements.GATES else f"{chip.name}-{elements}"
+    parameters = f"{to_toml(chip)}{elements}"
+    return compiled(name, "core", parameters, files, sources, folder=folder)
 
 
 def compiled(

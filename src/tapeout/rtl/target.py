@@ -15,7 +15,7 @@ from tapeout.isa.instruction import Fault
 from tapeout.isa.program import MAX_BASES, Program
 from tapeout.sim.result import QueueReport, RunResult, queue_report
 
-from .build import library
+from .build import Elements, library
 from .core import MEMORIES
 from .sequencer import Stall
 
@@ -71,6 +71,7 @@ class Rtl(HostHbm):
         chip: the chip description.
         hbm_bytes: size of HBM; by default the chip's capacity, 8 GiB at most.
         limit_cycles: a run longer than this is given up.
+        elements: what the array is simulated as.
         built: the core's library; by default built now or found in the cache.
     """
 
@@ -80,6 +81,7 @@ class Rtl(HostHbm):
         *,
         hbm_bytes: int | None = None,
         limit_cycles: int = 1 << 32,
+        elements: Elements = Elements.GATES,
         built: Path | None = None,
     ) -> None:
         self.chip, self.limit_cycles = chip, limit_cycles
@@ -87,7 +89,7 @@ class Rtl(HostHbm):
             hbm_bytes or min(chip.hbm.capacity_bytes, _DEFAULT_HBM_BYTES), "hbm_bytes= makes room"
         )
         self._hbm = np.zeros(self.hbm_bytes, np.uint8)
-        self._native = ctypes.CDLL(str(built or library(chip)))
+        self._native = ctypes.CDLL(str(built or library(chip, elements=elements)))
         self._native.bench_create.restype = ctypes.c_void_p
         for name in ("bench_fault_pc", "bench_event_count"):
             getattr(self._native, name).restype = ctypes.c_uint64
