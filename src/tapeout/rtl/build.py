@@ -176,7 +176,8 @@ def _call(command: list[str], folder: Path, environment: dict[str, str]) -> None
         lines = (result.stdout + result.stderr).splitlines()
         told = [line for line in lines if line.startswith("%Error") or "error:" in line]
         told += [line for line in lines if line.startswith("%Warning")]
-        raise BuildError(f"{Path(command[0]).name} failed: {told[0] if told else 'no message'}")
+        told += [f"exit code {result.returncode}, with no message (-9: out of memory)"]
+        raise BuildError(f"{Path(command[0]).name} failed: {told[0]}")
 
 
 def ports_of(core: Core) -> str:

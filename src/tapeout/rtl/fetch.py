@@ -39,7 +39,8 @@ class FetchUnit(wiring.Component):
 
     Ports:
         active: the program runs; the first request is made in the first such cycle.
-        code_base, count: the stream's address (a multiple of a line) and its instructions.
+        code_base, count: the stream's address (a multiple of a line) and its instructions, which
+            stand since the cycle before the first active one.
         low: first line that is still needed.
         pc, next_pc: of this cycle and the next; `word` is the instruction at `pc`.
         has_word: it has come.
@@ -57,7 +58,8 @@ class FetchUnit(wiring.Component):
         m = Module()
         line_bits = exact_log2(self.line_words)
         window_bits = exact_log2(self.lines) + line_bits
-        count_lines = (self.count + self.line_words - 1) >> line_bits
+        count_lines = Signal(PC_BITS)
+        m.d.sync += count_lines.eq((self.count + self.line_words - 1) >> line_bits)
 
         base, following = Signal(PC_BITS), Signal(PC_BITS)  # the window's first line; to request
         left = Signal(PC_BITS)  # words to request of the line that has begun

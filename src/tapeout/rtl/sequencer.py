@@ -132,14 +132,15 @@ class LoopStack(wiring.Component):
                             first[d].eq(1),
                         ]
 
-        # The outermost loop whose body fits the window keeps its lines.
+        # The outermost loop whose body fits the window keeps its lines. Whether one does is known a
+        # cycle after it begins; until then `pc` is in its first line.
         m.d.comb += self.low_line.eq(self._line_of(self.pc))
         for d in reversed(range(n)):
-            fits = self._line_of(end[d] - 1) - self._line_of(begin[d]) < self.lines
+            fits = Signal(name=f"fits_{d}")
+            lines = self._line_of(end[d] - 1) - self._line_of(begin[d])
+            m.d.sync += fits.eq(lines < self.lines)
             with m.If((depth > d) & fits):
-                begin_line = self._line_of(begin[d])
-                here = self._line_of(self.pc)
-                m.d.comb += self.low_line.eq(Mux(begin_line < here, begin_line, here))
+                m.d.comb += self.low_line.eq(self._line_of(begin[d]))
         return m
 
     def _line_of(self, pc: Value) -> Value:

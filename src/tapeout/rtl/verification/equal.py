@@ -27,7 +27,7 @@ proc
 opt_clean
 memory -nomap -nordff
 memory_map
-expose -evert-dff -dff good bad
+expose -sep ~ -evert-dff -dff good bad
 {evert}
 miter -equiv -flatten good bad miter
 delete good bad
@@ -49,11 +49,8 @@ def changes_nothing(good: str, bad: str, bodies: Mapping[str, str]) -> bool:
     if importlib.util.find_spec("pyosys") is None:
         raise BuildError("mutants need Yosys, which is missing: run `pip install 'tapeout[gates]'`")
     inner = sorted({m[1].removeprefix("\\") for m in _INSTANCE.finditer(good)} & bodies.keys())
-    evert = [
-        line
-        for module in ("good", "bad")
-        for line in (f"cd {module}", *(f"expose -evert t:{_pattern(n)}" for n in inner), "cd ..")
-    ]
+    instances = [f"expose -sep ~ -evert t:{_pattern(name)}" for name in inner]
+    evert = [line for module in ("good", "bad") for line in (f"cd {module}", *instances, "cd ..")]
     with tempfile.TemporaryDirectory() as scratch:
         pair = [_HEAD.sub("module good", good, 1), _HEAD.sub("module bad", bad, 1)]
         text = "\n".join([*pair, *(_black(bodies[name]) for name in inner)])
@@ -67,7 +64,7 @@ def changes_nothing(good: str, bad: str, bodies: Mapping[str, str]) -> bool:
         return True
     if "proof did fail" in log or "timed out" in log.lower():
         return False
-    raise BuildError(f"Yosys failed: {log.strip().splitlines()[-1]}")
+    raise BuildError(f"Yosys ended with code {done.returncode}: {log.strip().splitlines()[-1]}")
 
 
 def _pattern(name: str) -> str:
