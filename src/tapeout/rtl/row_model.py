@@ -31,7 +31,7 @@ def row_model(chip: Chip) -> str:
     waves = [f"wave_{g}" for g in range(1, groups)]
     masks = {
         name: bits_of([f"{{16{{{w}[{at}]}}}}" for w in waves], f"{{16{{wave[{at}]}}}}")
-        for name, at in (("used", 16), ("swaps", 17), ("writes", 18))
+        for name, at in (("used", 16), ("swaps", 17))
     }
     moved = bits_of([f"{w}[15:0]" for w in waves], "wave[15:0]")
     lines = []
@@ -47,6 +47,11 @@ def row_model(chip: Chip) -> str:
                         f"    if ({write} && {column} == {c // buses}) "
                         f"shadow[{16 * c} +: 16] <= {weight};"
                     )
+        first, size = 16 * g * group, 16 * min(group, columns - g * group)
+        lines.append(
+            f"    if ({'wave' if g == 0 else f'wave_{g}'}[18]) "
+            f"shadow[{first} +: {size}] <= weights[{first} +: {size}];"
+        )
     delays = [f"    wave_{g} <= {'wave' if g == 1 else f'wave_{g - 1}'};" for g in range(1, groups)]
     delays += [
         f"    transposed_{g} <= {'transposed' if g == 1 else f'transposed_{g - 1}'};"
@@ -76,7 +81,6 @@ module {NAME}(
 {newline.join("  " + r for r in registers)}
   wire [{wide}:0] used = {masks["used"]};
   wire [{wide}:0] swaps = {masks["swaps"]};
-  wire [{wide}:0] writes = {masks["writes"]};
   wire [{wide}:0] moved = {moved};
   wire [{wide}:0] stationary = (shadow & swaps) | (active & ~swaps);
   always @(posedge clk) begin
@@ -87,7 +91,6 @@ module {NAME}(
     active <= stationary;
 {newline.join(delays)}
 {newline.join(lines)}
-    if (writes != 0) shadow <= (weights & writes) | (shadow & ~writes);
     if (rst) begin
       {"".join(f"wave_{g} <= 0; transposed_{g} <= 0; " for g in range(1, groups))}
       shadow <= 0; active <= 0; a <= 0; b <= 0;
