@@ -8,6 +8,7 @@ from tapeout.chip import Chip, load
 from tapeout.isa import errors
 from tapeout.isa.assembler import assemble
 from tapeout.isa.interp import Interp
+from tapeout.sim import Sim
 
 SCHEDULES = [("round-robin", 0), *(("random", seed) for seed in range(12))]
 LANES, STRIPE = TINY.lanes, TINY.spm.rows_per_stripe
@@ -182,6 +183,28 @@ def test_overlap_within_one_instruction(body: str, words: str) -> None:
       seq.halt
     """
     fails(text, errors.RaceError, words)
+
+
+GATHER = f"""
+.queue dma0
+  dma.load hbm=b0[0] format=fp32 memory=vmem row=0 lanes={LANES} rows=4 row_bytes=32
+  dma.load hbm=b0[0] format=fp32 memory=vmem row=4 lanes={LANES} rows=4 row_bytes=0 indexed \
+    index_rows=INDEX drain
+  dma.load hbm=b0[0] format=fp32 memory=vmem row=8 lanes={LANES} rows=4 row_bytes=32 outer=2
+  seq.halt
+""".replace("\\\n    ", "")
+
+
+def test_a_gather_keeps_its_indices_and_a_load_may_repeat_rows() -> None:
+    run(GATHER.replace("INDEX", "3"))
+    text = GATHER.replace("INDEX", "3").replace("row=4", "row=1")
+    fails(text, errors.RaceError, "vmem row 3 is used twice by one instruction")
+    sim = Sim(TINY, hbm_bytes=1 << 20)
+    address = sim.allocate(1024)
+    sim.write(address, np.ones(512, np.uint16))
+    handle = sim.load(assemble(text, TINY), {0: (address, 1024, False)})
+    with pytest.raises(errors.RaceError, match="vmem row 3 is used twice by one instruction"):
+        sim.run(handle)
 
 
 def test_in_place_maps_and_accumulating_reductions_are_sound() -> None:

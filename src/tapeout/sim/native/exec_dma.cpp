@@ -107,6 +107,20 @@ Pieces pieces_of(const isa::ChipParams& chip, int64_t lanes, uint64_t interleave
 
 }  // namespace
 
+// A gather must not write over its own indices.
+template <class Now>
+void Machine::keep_indices(const Now& i) const {
+  const int64_t end = i.index_rows + (i.rows + lanes_ - 1) / lanes_;
+  for (int64_t o = 0; o < i.outer; ++o)
+    for (int64_t r = 0; r < i.rows; ++r) {
+      const int64_t row = i.row + o * i.outer_rows + r * i.row_stride;
+      if (row < i.index_rows || row >= end) continue;
+      stop(ErrorKind::race, "vmem row " + std::to_string(row) +
+                                " is used twice by one instruction, not as operand and result of "
+                                "the same position: place the result elsewhere");
+    }
+}
+
 template <class Now>
 void Machine::transfer(Queue& q, const Now& i, bool store) {
   if (store && i.format != int64_t(HbmFormat::BF16) && i.format != int64_t(HbmFormat::FP32))
@@ -198,6 +212,7 @@ void Machine::transfer(Queue& q, const Now& i, bool store) {
         checker_.write(space, span, lanes);
     };
     const bool whole = i.outer_rows == i.rows * i.row_stride || i.outer == 1;
+    if (!store && i.indexed && !s.spm) keep_indices(i);
     for (int64_t o = 0; o < (whole ? 1 : i.outer); ++o) {
       const int64_t first = i.row + o * i.outer_rows, count = whole ? i.rows * i.outer : i.rows;
       if (s.pairs && i.row_stride == 2) {

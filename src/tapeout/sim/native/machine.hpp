@@ -122,6 +122,8 @@ class Machine {
   void exec_transfer(Queue& q, const isa::Instr& ins);
   void swap_tiles();
   template <class Now>
+  void keep_indices(const Now& i) const;
+  template <class Now>
   void transfer(Queue& q, const Now& i, bool store);
   template <class Now, class Address>
   void fill_rows(const Now& i, int64_t row, const Address& address);
