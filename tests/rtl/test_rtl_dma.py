@@ -108,6 +108,10 @@ FAULTS = {
     "store to a segment that is read-only": "dma.store hbm=b0[0] row=0 lanes=8 rows=1",
     "spm": LOAD.format(at=0, row=3071, rows=2),
     "spm, the lower half": "dma.load hbm=b0[0] format=fp32 row=3072 lanes=8 rows=1 row_stride=2",
+    "spm, far beyond": "seq.set dst=r1 value=8796093022208\n"
+    " dma.load hbm=b0[0] row=0+r1 lanes=8 rows=1",
+    "far behind the segment": "seq.set dst=r1 value=70368744177664\n"
+    " dma.load hbm=b0[0+r1] row=0 lanes=8 rows=1",
     "vmem": LOAD.format(at=0, row=127, rows=2) + "memory=vmem",
     "below vmem": "seq.set dst=r1 value=-1\n"
     " dma.load hbm=b0[0] row=0+r1 memory=vmem lanes=8 rows=1",

@@ -17,6 +17,7 @@ from tapeout.isa.instruction import Fault
 
 from .decode import any_of
 from .fetch import ADDRESS_BITS
+from .operands import SUM_BITS
 
 COUNT_BITS = 16
 PITCH_BITS = 40  # of outer_bytes; row_bytes takes 32
@@ -113,7 +114,7 @@ class Issue:
             reach.eq((outer - 1).as_unsigned()[:COUNT_BITS] * i.outer_bytes + span),
             end.eq(i.hbm.offset + Mux(i.indexed, 0, reach)),
         ]
-        last = Signal(signed(ROW_BITS + COUNT_BITS + 4))
+        last = Signal(signed(SUM_BITS + 4))
         m.d.comb += last.eq(i.row + (outer - 1) * i.outer_rows + (rows - 1) * i.row_stride + pairs)
         self._judge(m, is_store, is_block, pairs, base, end, last)
         self._describe(m, is_block, base, rows, outer, unit, step, units, span, reach)
