@@ -3,15 +3,17 @@
 import ctypes
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from amaranth.back import verilog
+from amaranth.sim import Simulator
 
 import tapeout.rtl
 from tapeout.numerics import arith
 from tapeout.rtl.build import compiled
-from tapeout.rtl.float import FusedMultiplyAdd
+from tapeout.rtl.float import FusedMultiplyAdd, Multiplier
 
 SPECIALS = np.array(
     [0x00000000, 0x00000001, 0x007FFFFF, 0x00800000, 0x00800001, 0x00FFFFFF, 0x33800000, 0x3F7FFFFF,
@@ -51,6 +53,34 @@ class Element:
         expected = arith.bits(arith.fma(*(arith.from_bits(x) for x in (a, b, c))))
         wrong = np.flatnonzero(got != expected)
         assert not len(wrong), [f"{x[wrong[0]]:08x}" for x in (a, b, c, got, expected)]
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3])
+def test_multiplier(stages: int) -> None:
+    special = np.concatenate([SPECIALS, SPECIALS | np.uint32(1 << 31)])
+    a, b = (x.ravel() for x in np.meshgrid(special, special))
+    rng = np.random.default_rng(0)
+    any_bits = rng.integers(0, 1 << 32, (2, 2000), np.uint32)
+    tiny = [rng.integers(0x3F000000, 0x40FFFFFF, 2000, np.uint32),
+            rng.integers(0x00400000, 0x01FFFFFF, 2000, np.uint32)]  # fmt: skip
+    a, b = (np.concatenate([x, any_bits[k], tiny[k]]) for k, x in enumerate((a, b)))
+    dut, got = Multiplier(adder_stages=stages), []
+
+    async def bench(ctx: Any) -> None:
+        for k in range(len(a) + stages + 1):
+            if k < len(a):
+                ctx.set(dut.a, int(a[k]))
+                ctx.set(dut.b, int(b[k]))
+            if k > stages:
+                got.append(ctx.get(dut.result))
+            await ctx.tick()
+
+    simulator = Simulator(dut)
+    simulator.add_clock(1e-6)
+    simulator.add_testbench(bench)
+    simulator.run()
+    expected = arith.bits(arith.mul(arith.from_bits(a), arith.from_bits(b)))
+    np.testing.assert_array_equal(np.array(got, np.uint32), expected)
 
 
 @pytest.fixture(scope="module", params=ELEMENTS, ids=lambda e: f"{e[0]}-bit-{e[1]}-stages")

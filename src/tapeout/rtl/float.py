@@ -72,23 +72,37 @@ class FusedMultiplyAdd(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        a, b = (parts_of(v, self.fraction_bits) for v in (self.a, self.b))
-        product_bits = 2 * (self.fraction_bits + 1)
-
-        # The exact product.
-        product_zero = a.is_zero | b.is_zero
-        power = Signal(_POWER)
-        m.d.comb += power.eq(Mux(product_zero, _LEAST, a.power + b.power))
-        product = {
-            "significand": Mux(product_zero, 0, a.significand * b.significand)[:product_bits],
-            "power": power,
-            "sign": a.sign ^ b.sign,
-            "is_inf": a.is_inf | b.is_inf,
-            "is_nan": a.is_nan | b.is_nan | (a.is_inf & b.is_zero) | (a.is_zero & b.is_inf),
-        }
-        product = {name: _register(m, value, f"product_{name}") for name, value in product.items()}
-        x = _Addend(**product, fraction_bits=product_bits - 2)
+        x = _product(m, self.a, self.b, self.fraction_bits)
         m.d.sync += self.result.eq(_sum(m, x, _addend_of(self.c), self.adder_stages))
+        return m
+
+
+class Multiplier(wiring.Component):
+    """a * b of fp32, rounded once, when a `FusedMultiplyAdd` would give it.
+
+    Contract: bit for bit `tapeout.numerics.arith.mul`.
+    """
+
+    def __init__(self, *, adder_stages: int) -> None:
+        self.adder_stages = adder_stages
+        super().__init__({"a": In(32), "b": In(32), "result": Out(32)})
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        x = _product(m, self.a, self.b, FRACTION_BITS)
+        # Of two significands from 1 to below 2 the product is below 4.
+        above_2 = x.significand[x.fraction_bits + 1]
+        special = Mux(x.is_nan, CANONICAL_NAN, Cat(C(0x7F800000, 31), x.sign))
+        state: dict[str, Value] = {
+            "normal": Mux(above_2, x.significand, x.significand << 1)[: x.fraction_bits + 2],
+            "power": x.power + above_2,
+            "sign": x.sign,
+            "is_special": x.is_nan | x.is_inf,
+            "special": special,
+        }
+        for stage in range(1, self.adder_stages):
+            state = {n: _register(m, value, f"{n}_{stage}") for n, value in state.items()}
+        m.d.sync += self.result.eq(_packed(m, **state))
         return m
 
 
@@ -129,6 +143,24 @@ def _addend_of(bits: Value) -> _Addend:
         sign=p.sign, power=p.power, significand=p.significand, is_inf=p.is_inf, is_nan=p.is_nan,
         fraction_bits=FRACTION_BITS,
     )  # fmt: skip
+
+
+def _product(m: Module, a: Value, b: Value, fraction_bits: int) -> _Addend:
+    """The exact product, registered."""
+    x, y = (parts_of(v, fraction_bits) for v in (a, b))
+    product_bits = 2 * (fraction_bits + 1)
+    is_zero = x.is_zero | y.is_zero
+    power = Signal(_POWER)
+    m.d.comb += power.eq(Mux(is_zero, _LEAST, x.power + y.power))
+    product = {
+        "significand": Mux(is_zero, 0, x.significand * y.significand)[:product_bits],
+        "power": power,
+        "sign": x.sign ^ y.sign,
+        "is_inf": x.is_inf | y.is_inf,
+        "is_nan": x.is_nan | y.is_nan | (x.is_inf & y.is_zero) | (x.is_zero & y.is_inf),
+    }
+    product = {name: _register(m, value, f"product_{name}") for name, value in product.items()}
+    return _Addend(**product, fraction_bits=product_bits - 2)
 
 
 def _register(m: Module, value: Value, name: str) -> Signal:
@@ -216,6 +248,17 @@ def _round(m: Module, state: dict[str, Value], width: int) -> Value:
             m.d.comb += zeros.eq(width - 1 - k)
     normal = Signal(width)
     m.d.comb += normal.eq((state["sum"] << zeros)[:width])
+    return _packed(
+        m, normal=normal, power=state["power"] + 2 - zeros, sign=state["sign"],
+        is_special=state["is_special"], special=state["special"],
+    )  # fmt: skip
+
+
+def _packed(
+    m: Module, *, normal: Value, power: Value, sign: Value, is_special: Value, special: Value
+) -> Value:
+    """The fp32 nearest to `normal`, whose leading one is worth 2^power; or what is special."""
+    width = len(normal)
     kept = normal[width - SIGNIFICAND_BITS :]
     half, below = normal[width - SIGNIFICAND_BITS - 1], normal[: width - SIGNIFICAND_BITS - 1]
     up = half & (below.any() | kept[0])
@@ -223,12 +266,12 @@ def _round(m: Module, state: dict[str, Value], width: int) -> Value:
     m.d.comb += significand.eq(kept + up)
     carry = significand[SIGNIFICAND_BITS]  # then all other bits are zero
     exponent = Signal(signed(EXPONENT_BITS + 4))
-    m.d.comb += exponent.eq(state["power"] + 2 - zeros + carry + BIAS)
-    is_tiny = (state["sum"] == 0) | (exponent <= 0)
+    m.d.comb += exponent.eq(power + carry + BIAS)
+    is_tiny = ~normal[-1] | (exponent <= 0)
     overflows = exponent >= (1 << EXPONENT_BITS) - 1
     finite = Cat(
         Mux(is_tiny | overflows, 0, significand[:FRACTION_BITS]),
         Mux(is_tiny, 0, Mux(overflows, C(0xFF, EXPONENT_BITS), exponent[:EXPONENT_BITS])),
-        state["sign"],
+        sign,
     )
-    return Mux(state["is_special"], state["special"], finite)
+    return Mux(is_special, special, finite)

@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 from tapeout.chip import Chip
 from tapeout.isa.vpu import Combine, Combine2
 
-from .float import FusedMultiplyAdd, parts_of
+from .float import FusedMultiplyAdd, Multiplier, parts_of
 from .functions import FUNCTION, FunctionPipeline, code_ports
 from .order import (
     RANK_OF_MINUS_INFINITY,
@@ -86,11 +86,10 @@ class Lane(wiring.Component):
         m.d.sync += [self.fp32.eq(stored), self.bf16.eq(bf16_of(stored))]
 
         # What reductions take; -0 and -inf change none.
-        m.submodules.square = square = self._fma()
+        m.submodules.square = square = Multiplier(adder_stages=self.chip.vpu.adder_stages)
         m.d.comb += [
             square.a.eq(Mux(self.is_valid, value, _MINUS_ZERO)),
             square.b.eq(Mux(self.is_valid & self.squares, value, _ONE)),
-            square.c.eq(_MINUS_ZERO),
             self.summand.eq(square.result),
         ]
         rank = Signal(32)
