@@ -251,8 +251,8 @@ class Core(wiring.Component):
         # A queue that waits may have tokens of others; what is under way settles that first.
         moving = Cat(c.under_way for c in channels).any()
         with m.If(active & ~self.is_done):
-            # A token under way when all have halted is left over, unless its channel overflows.
-            with m.If(halted & ~moving):
+            # A token posted at the end is left over, unless its channel overflows.
+            with m.If(halted & quiet & ~moving):
                 m.d.sync += [
                     self.is_done.eq(1),
                     self.fault.eq(Mux(is_empty, Fault.NONE, Fault.TOKEN_LEFTOVER)),
