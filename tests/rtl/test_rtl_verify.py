@@ -1,5 +1,6 @@
 """Random programs of everything on interp, sim and hardware; what a difference is made into."""
 
+import dataclasses
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from rtl_chips import CHIPS
 
+from tapeout.isa import Program, seq
 from tapeout.isa.fields import WORD_BITS
 from tapeout.isa.instruction import Fault
 from tapeout.rtl.verification import compare
@@ -15,7 +17,7 @@ from tapeout.rtl.verification.chips import random_chip
 from tapeout.rtl.verification.coverage import Coverage, impossible, universe
 from tapeout.rtl.verification.faults import with_fault
 from tapeout.rtl.verification.mutants import hunt, mutate
-from tapeout.rtl.verification.programs import random_program
+from tapeout.rtl.verification.programs import Case, random_program
 from tapeout.rtl.verification.run import verify
 from tapeout.sim import Sim
 
@@ -120,6 +122,15 @@ def test_planted_faults_change_one_word_or_overflow_a_channel() -> None:
         assert isinstance(found, compare.Expected)
         assert found.sim.error is not None
         assert found.sim.error.fault == Fault.TOKEN_OVERFLOW
+    taken = dataclasses.replace(seq.Nop(), waits=0xFFF)
+    for overflowing in longer:
+        producer = next(q for q in lengths if len(overflowing.program.streams[q]) != lengths[q])
+        streams = {q: [taken, *s] for q, s in overflowing.program.streams.items() if q != producer}
+        streams[producer] = overflowing.program.streams[producer]
+        other = Case(case.chip, Program(case.chip.name, streams), {})
+        error = compare.expected(overflowing).sim.error
+        assert not compare._may_fit(overflowing, error)
+        assert compare._may_fit(other, error)
     flips = []
     for broken in (f for f in faults if not any(f is other for other in longer)):
         code = [(case.program.encode(q), broken.program.encode(q)) for q in case.program.streams]

@@ -82,12 +82,19 @@ def _edges(chip: Chip) -> list[int]:
 
 
 def _overflowing(case: Case, queue: str, rng: random.Random) -> list[Instruction]:
-    """The stream with more posts to a channel, which nobody takes, than it holds."""
+    """The stream with more posts than it holds to a channel, if possible one that nobody takes."""
     names, tokens = case.chip.queue_names, case.chip.tokens
     producer = names.index(queue)
     consumer = rng.choice([q for q in range(len(names)) if q != producer])
-    channel = rng.randrange(tokens.channels_per_pair)
-    posts = 1 << channel_bit(producer, consumer, channel, tokens.channels_per_pair)
+    per_pair = tokens.channels_per_pair
+    takers = case.program.streams.get(names[consumer], [])
+    unused = [
+        n
+        for n in range(per_pair)
+        if not any(i.waits >> channel_bit(consumer, producer, n, per_pair) & 1 for i in takers)
+    ]
+    channel = rng.choice(unused or range(per_pair))
+    posts = 1 << channel_bit(producer, consumer, channel, per_pair)
     *stream, halt = case.program.streams[queue]
     loop = seq.Loop(count=Count(tokens.capacity + 1), length=1)
     return [*stream, loop, seq.Nop(posts=posts), halt]

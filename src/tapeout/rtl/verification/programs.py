@@ -243,7 +243,14 @@ class Grower:
         for producer, consumer in itertools.pairwise(order):
             if not self.spare_tokens or rng.random() < 0.5:
                 continue
-            channel = rng.randrange(per_pair)
+            room = self.chip.tokens.capacity - 8
+            free = [
+                n for n in range(per_pair)
+                if self.run.channel(producer, consumer, n).posted < room
+            ]  # fmt: skip
+            if not free:
+                continue
+            channel = rng.choice(free)
             post, wait = (rng.choice([When.ALWAYS, When.FIRST, When.LAST]) for _ in range(2))
             halts[producer] = dataclasses.replace(
                 halts[producer],
