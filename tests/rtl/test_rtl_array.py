@@ -73,7 +73,7 @@ def differs(chip: Chip, cycles: int, model: str | None = None) -> int:
 
     path = compiled(
         "row-pair", "pair", f"{mxu}{PAIR}{model}", lambda: {"pair.v": text()},
-        [Path(__file__).with_name("row_pair.cpp"), ROW_FMA],
+        [Path(__file__).with_name("row_pair.cpp"), *ROW_FMA],
     )  # fmt: skip
     native = ctypes.CDLL(str(path))
     native.pair_run.restype = ctypes.c_int64

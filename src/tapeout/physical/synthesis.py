@@ -8,24 +8,17 @@ what they give comes with the clock edge, and what they take is due at the next.
 import importlib.util
 import json
 import re
-import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+
+from tapeout.rtl import yosys
 
 from .pdk import Pdk, PhysicalError
 from .tools import call
 
 TIMEOUT_S = 3600
 MACRO_BITS = 4096  # a memory of as many is a macro, a smaller one is made of registers
-
-_CHILD = """\
-import sys
-from pyosys import libyosys
-design = libyosys.Design()
-for line in open(sys.argv[1]):
-    libyosys.run_pass(line.strip(), design)
-"""
 
 _ABC = """\
 strash
@@ -188,10 +181,12 @@ def synthesise(
     ]
     (folder / "script.ys").write_text("\n".join(script))
     result = call(
-        f"Yosys, for {top},", [sys.executable, "-c", _CHILD, "script.ys"], folder, TIMEOUT_S
+        f"Yosys, for {top},", [*yosys.COMMAND, "-ql", "yosys.log", "script.ys"], folder, TIMEOUT_S
     )
     if result.code:
-        lines = [line for line in result.output.splitlines() if "rror:" in line.lower()]
+        log = folder / "yosys.log"
+        said = log.read_text() if log.exists() else result.output
+        lines = [line for line in said.splitlines() if "rror:" in line.lower()]
         raise PhysicalError(
             f"Yosys failed on {top}: {lines[-1] if lines else f'exit code {result.code}'}"
         )

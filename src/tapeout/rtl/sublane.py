@@ -1,7 +1,7 @@
 """What the vector unit has for each of its sublanes: operands, their permutation, and lanes.
 
-Each is a box (`rtl.boxes`): a unit of many lanes and sublanes is written in the size of one of
-them.
+They are, or are made of, boxes (`rtl.boxes`): a unit of many lanes and sublanes is written in the
+size of one of them.
 """
 
 from amaranth.hdl import C, Cat, Module, Mux, Shape, Signal, Value
@@ -17,17 +17,15 @@ from .decode import word_of
 from .lane import Lane, lane_ports
 from .map_rules import is_kind
 from .order import MINUS_INFINITY
+from .ports import join
 from .walk import row_bits
 
 SPM_KINDS = (Kind.SPM_BF16, Kind.SPM_FP32)
-
-
-# A box has 65,536 bits of inputs at most.
-OPERAND_LANES = 32
+_OPERAND_LANES = 32  # a box has 65,536 bits of inputs at most
 
 
 class OperandLanes(wiring.Component):
-    """`OPERAND_LANES` lanes of an operand's row at fp32, from what the memories give in this cycle.
+    """Some lanes of an operand's row at fp32, from what the memories give in this cycle.
 
     Ports:
         kind, row: of the operand. word: of a packed row or an immediate, for all lanes.
@@ -193,7 +191,7 @@ class Sublane(wiring.Component):
             for name, member in lane_ports(self.chip).items():
                 its, mine = Value.cast(getattr(lane, name)), getattr(self, name)
                 mine = mine.word_select(at, len(its)) if name in self._DATA else mine
-                m.d.comb += its.eq(mine) if member.flow is In else mine.eq(its)
+                join(m, member.flow, mine, its)
         return m
 
 
@@ -204,4 +202,4 @@ def bank_of(row: Value, banks: int) -> Value:
 
 def operand_lanes(chip: Chip) -> int:
     """The lanes of one `OperandLanes`."""
-    return min(chip.lanes, OPERAND_LANES)
+    return min(chip.lanes, _OPERAND_LANES)

@@ -4,9 +4,11 @@ Contract: of every channel, `valid` does not wait for `ready`, and neither it no
 changes until both are set. Members are named as AXI names the channel's signals, in lower case.
 """
 
-from amaranth.hdl import Module, Value
+from amaranth.hdl import Module
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
+
+from tapeout.rtl.ports import join
 
 ADDRESS_BITS = 40
 ID_BITS = 2
@@ -61,6 +63,4 @@ def connect(m: Module, outer: wiring.Component, prefix: str, inner: wiring.Compo
     for name, member in inner.signature.members.items():
         if f"{prefix}{name}" not in outer.signature.members:
             continue
-        mine: Value = getattr(outer, f"{prefix}{name}")
-        its: Value = getattr(inner, name)
-        m.d.comb += its.eq(mine) if member.flow is In else mine.eq(its)
+        join(m, member.flow, getattr(outer, f"{prefix}{name}"), getattr(inner, name))

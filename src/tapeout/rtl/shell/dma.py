@@ -9,6 +9,7 @@ from amaranth.utils import exact_log2
 from tapeout.chip import Chip
 from tapeout.rtl import shift
 from tapeout.rtl.pieces import RUN_BITS
+from tapeout.rtl.ports import join
 
 from .axi import ADDRESS_BITS, INCREMENT, OKAY, write_channels
 
@@ -289,8 +290,7 @@ class DmaPort(wiring.Component):
 
     def _write(self, m: Module, stores: StoreStream, writes: Signal, beats: Signal) -> None:
         for name, member in stores.w.items():
-            mine, its = getattr(self, name), getattr(stores, name)
-            m.d.comb += its.eq(mine) if member.flow is In else mine.eq(its)
+            join(m, member.flow, getattr(self, name), getattr(stores, name))
         size_bits = exact_log2(self.beat_bytes)
         m.d.comb += [self.awburst.eq(INCREMENT), self.awsize.eq(size_bits)]
         with m.If(self.awready):

@@ -2,7 +2,7 @@
 
 from amaranth.hdl import C, Cat, Module, Mux, Signal, Value
 from amaranth.lib import wiring
-from amaranth.lib.wiring import In, Out
+from amaranth.lib.wiring import Out
 
 from tapeout.chip import Chip, ChipError
 from tapeout.isa.instruction import Fault
@@ -10,6 +10,7 @@ from tapeout.isa.program import MAX_BASES
 from tapeout.rtl.boxes import box
 from tapeout.rtl.core import Core
 from tapeout.rtl.dma import DATA_PORTS
+from tapeout.rtl.ports import join
 
 from . import axi
 from .dma import DmaPort
@@ -187,6 +188,4 @@ class Top(wiring.Component):
 
 
 def _join(m: Module, core: Core, port: str, outer: wiring.Component, name: str) -> None:
-    mine, its = getattr(core, port), getattr(outer, name)
-    is_input = core.signature.members[port].flow is In
-    m.d.comb += mine.eq(its) if is_input else its.eq(mine)
+    join(m, core.signature.members[port].flow, getattr(outer, name), getattr(core, port))

@@ -326,13 +326,13 @@ class Maker:
             outer_rows=rows,
         )
         a, b, c = (Operand(Kind.VMEM, start + k * rows, row_stride=1) for k in range(3))
-        chains = [
+        chains: list[dict[str, Any]] = [
             {"combine": vpu.Combine.FMA, "a": a, "b": b, "c": c},
             {"combine": vpu.Combine.ADD, "a": a, "b": c},
             {"combine": vpu.Combine.MUL, "a": a, "b": b, "combine2": vpu.Combine2.ADD, "d": c},
         ]
         dst = self.operand([Kind.VMEM, Kind.ACC, Kind.SPM_FP32], rows, result=True)
-        chain = vpu.Map(rows=Count(rows), dst=dst, **rng.choice(chains))  # type: ignore[arg-type]
+        chain = vpu.Map(rows=Count(rows), dst=dst, **rng.choice(chains))
         return Block({queue: [load], VPU: [chain]})
 
     def multiply(self) -> Block:

@@ -114,10 +114,7 @@ void Machine::keep_indices(const Now& i) const {
   for (int64_t o = 0; o < i.outer; ++o)
     for (int64_t r = 0; r < i.rows; ++r) {
       const int64_t row = i.row + o * i.outer_rows + r * i.row_stride;
-      if (row < i.index_rows || row >= end) continue;
-      stop(ErrorKind::race, "vmem row " + std::to_string(row) +
-                                " is used twice by one instruction, not as operand and result of "
-                                "the same position: place the result elsewhere");
+      if (row >= i.index_rows && row < end) stop_used_twice("vmem", row);
     }
 }
 

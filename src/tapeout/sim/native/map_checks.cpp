@@ -262,11 +262,7 @@ void MapExecution::collide(const Rows& other, const Rows& result, bool other_is_
       const int64_t row = other.at(t, m), at = row - result.imm;
       if (at < 0 || at >= int64_t(marks.size()) || !marks[size_t(at)]) continue;
       if (!packed && !other_is_result && row == result.at(t, m)) continue;
-      stop(ErrorKind::race,
-           std::string(result.space == Space::acc ? "acc" : "vmem") + " row " +
-               std::to_string(row) +
-               " is used twice by one instruction, not as operand and result of the same "
-               "position: place the result elsewhere");
+      stop_used_twice(result.space == Space::acc ? "acc" : "vmem", row);
     }
 }
 

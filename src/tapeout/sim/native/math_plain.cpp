@@ -1,16 +1,13 @@
-// Plain C++ backend: one lane, for any host. It neither needs nor heeds the host's flush modes:
-// operands are flushed, sums are rounded to odd in double and once to float, and tininess is found
-// after rounding, as tapeout.numerics.arith does.
+// Plain C++ backend: one lane, for any host, with the arithmetic of scalar.hpp.
 //
 // The functions come through math.hpp, which holds: #include "functions_tables.inc"
-#include <bit>
-
 #include "math_level.hpp"
+#include "scalar.hpp"
 
 namespace tapeout::math {
 namespace {
 
-struct Plain {
+struct Plain : Scalar {
   using F = float;
   using I = std::uint32_t;
   using M = bool;
@@ -21,34 +18,6 @@ struct Plain {
 
   static constexpr int chunks_for(int) { return 2; }
 
-  static I as_int(F x) { return std::bit_cast<I>(x); }
-  static F as_float(I x) { return std::bit_cast<F>(x); }
-
-  static F flush(F x) {
-    const I u = as_int(x);
-    return (u & 0x7F800000u) == 0 ? as_float(u & 0x80000000u) : x;
-  }
-  static F canonical(F x) {
-    return (as_int(x) & 0x7FFFFFFFu) > 0x7F800000u ? as_float(0x7FC00000u) : x;
-  }
-  static F round(double s) {
-    constexpr double kLeastNotTiny = 0x1p-126 - 0x1p-151;
-    if (s < kLeastNotTiny && s > -kLeastNotTiny) {
-      return (std::bit_cast<std::uint64_t>(s) >> 63) != 0 ? as_float(0x80000000u) : 0.0f;
-    }
-    return canonical(static_cast<float>(s));
-  }
-
-  static F fma(F a, F b, F c) {
-    const double p = static_cast<double>(flush(a)) * static_cast<double>(flush(b));
-    const double z = flush(c);
-    const double s = p + z;
-    const double back = s - p;
-    const double e = (p - (s - back)) + (z - back);
-    std::int64_t bits = std::bit_cast<std::int64_t>(s);
-    if ((e > 0 || e < 0) && (bits & 1) == 0) bits += (e > 0) == (s > 0) ? 1 : -1;
-    return round(std::bit_cast<double>(bits));
-  }
   static F mul(F a, F b) {
     return round(static_cast<double>(flush(a)) * static_cast<double>(flush(b)));
   }

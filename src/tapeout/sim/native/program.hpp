@@ -33,6 +33,12 @@ struct ProgramFault {
   throw ProgramFault{kind, isa::Fault::NONE, std::move(rule)};
 }
 
+[[noreturn]] inline void stop_used_twice(const char* memory, int64_t row) {
+  stop(ErrorKind::race, std::string(memory) + " row " + std::to_string(row) +
+                            " is used twice by one instruction, not as operand and result of the "
+                            "same position: place the result elsewhere");
+}
+
 // One base register: bytes [address, address + bytes) of HBM.
 struct Base {
   uint64_t address = 0, bytes = 0;
