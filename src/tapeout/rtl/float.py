@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from amaranth.hdl import C, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
 
 EXPONENT_BITS, FRACTION_BITS, BIAS = 8, 23, 127
 SIGNIFICAND_BITS = FRACTION_BITS + 1
 CANONICAL_NAN = 0x7FC00000
 _GUARD_BITS = 3  # below both operands: enough for one rounding after a cancellation of one bit
-_POWER = signed(EXPONENT_BITS + 3)  # exponents of products, unbiased
+_POWER = signed(EXPONENT_BITS + 3)  # exponents of products
 _LEAST = -(1 << EXPONENT_BITS + 1)  # that of a zero: below all others
 
 
@@ -24,7 +25,7 @@ class Parts:
     """An operand taken apart; a subnormal is a zero."""
 
     sign: Value
-    power: Value  # unbiased
+    power: Value  # the exponent, biased; of a zero _LEAST
     significand: Value  # with its leading one; 0 for a zero
     is_zero: Value
     is_inf: Value
@@ -38,7 +39,7 @@ def parts_of(bits: Value, fraction_bits: int = FRACTION_BITS) -> Parts:
     is_zero, is_top = exponent == 0, exponent.all()
     return Parts(
         sign=bits[fraction_bits + EXPONENT_BITS],
-        power=Mux(is_zero, _LEAST, exponent - BIAS),
+        power=Mux(is_zero, _LEAST, exponent),
         significand=Mux(is_zero, 0, Cat(fraction, C(1, 1))),
         is_zero=is_zero,
         is_inf=is_top & (fraction == 0),
@@ -148,12 +149,13 @@ def _addend_of(bits: Value) -> _Addend:
 def _product(m: Module, a: Value, b: Value, fraction_bits: int) -> _Addend:
     """The exact product, registered."""
     x, y = (parts_of(v, fraction_bits) for v in (a, b))
+    x_bits, y_bits = (Cat(v[:fraction_bits], C(1, 1)) for v in (a, b))  # of what is no zero
     product_bits = 2 * (fraction_bits + 1)
     is_zero = x.is_zero | y.is_zero
     power = Signal(_POWER)
-    m.d.comb += power.eq(Mux(is_zero, _LEAST, x.power + y.power))
+    m.d.comb += power.eq(Mux(is_zero, _LEAST, x.power + y.power - BIAS))
     product = {
-        "significand": Mux(is_zero, 0, x.significand * y.significand)[:product_bits],
+        "significand": Mux(is_zero, 0, x_bits * y_bits)[:product_bits],
         "power": power,
         "sign": x.sign ^ y.sign,
         "is_inf": x.is_inf | y.is_inf,
@@ -177,17 +179,20 @@ def _sum(m: Module, x: _Addend, c: _Addend, stages: int) -> Value:
     wide_x = x.significand << (fraction - x.fraction_bits)
     wide_c = c.significand << (fraction - c.fraction_bits)
     x_power, c_power = Signal(_POWER), Signal(_POWER)
-    distance = Signal(signed(_POWER.width + 1))
+    distance, reverse_distance = (
+        Signal(signed(_POWER.width + 1), name=n) for n in ("distance", "reverse_distance")
+    )
     m.d.comb += [
         x_power.eq(x.power),
         c_power.eq(c.power),
         distance.eq(x_power - c_power),
+        reverse_distance.eq(c_power - x_power),
     ]
     c_is_big = distance < 0
     big, small = Signal(width), Signal(width)
     by, sticky = Signal(range(width + 1)), Signal()
     shifted = Signal(2 * width)
-    magnitude = Mux(c_is_big, -distance, distance)
+    magnitude = Mux(c_is_big, reverse_distance, distance)
     m.d.comb += [
         big.eq(Mux(c_is_big, wide_c, wide_x)),
         small.eq(Mux(c_is_big, wide_x, wide_c)),
@@ -214,14 +219,15 @@ def _sum(m: Module, x: _Addend, c: _Addend, stages: int) -> Value:
     if stages == 3:
         state = {name: _register(m, value, f"aligned_{name}") for name, value in state.items()}
 
-    # The sum, made positive.
-    total = Signal(signed(width + 3))
+    # The sum; of a difference both ways, of which the positive one counts.
+    total, reverse = Signal(signed(width + 3)), Signal(width + 2)
     wide_big = state["big"] << 1
-    m.d.comb += total.eq(
-        Mux(state["subtracts"], wide_big - state["small"], wide_big + state["small"])
-    )
+    m.d.comb += [
+        total.eq(Mux(state["subtracts"], wide_big - state["small"], wide_big + state["small"])),
+        reverse.eq(state["small"] - wide_big),
+    ]
     is_negative, positive = Signal(), Signal(width + 2)
-    m.d.comb += [is_negative.eq(total < 0), positive.eq(Mux(is_negative, -total, total))]
+    m.d.comb += [is_negative.eq(total < 0), positive.eq(Mux(is_negative, reverse, total))]
     state = {
         "sum": positive,
         "power": state["power"],
@@ -240,35 +246,53 @@ def _sum(m: Module, x: _Addend, c: _Addend, stages: int) -> Value:
 
 
 def _round(m: Module, state: dict[str, Value], width: int) -> Value:
-    """The fp32 of a sum of `width` bits whose two leading bits are worth 4 and 2 x 2^power."""
-    zeros = Signal(range(width + 1))
-    m.d.comb += zeros.eq(width)
-    for k in range(width):  # the last assignment, of the highest one, counts
-        with m.If(state["sum"][k]):
-            m.d.comb += zeros.eq(width - 1 - k)
-    normal = Signal(width)
-    m.d.comb += normal.eq((state["sum"] << zeros)[:width])
+    """The fp32 of a sum of `width` bits whose leading bit has the biased exponent power + 2."""
+    zeros, normal = Signal(ceil_log2(width)), Signal(width)
+    m.d.comb += [
+        zeros.eq(_leading_zeros(state["sum"])),
+        normal.eq((state["sum"] << zeros)[:width]),
+    ]
     return _packed(
         m, normal=normal, power=state["power"] + 2 - zeros, sign=state["sign"],
         is_special=state["is_special"], special=state["special"],
     )  # fmt: skip
 
 
+def _leading_zeros(bits: Value) -> Value:
+    """The zeros before the first one; of a zero, any number. The higher half decides the top bit of
+    the count, and which half's count is below it."""
+
+    def halved(bits: Value) -> tuple[Value, Value]:  # (count, whether all are zero)
+        if len(bits) == 1:
+            return C(0, 0), ~bits
+        half = len(bits) // 2
+        (low, low_is_zero), (high, high_is_zero) = halved(bits[:half]), halved(bits[half:])
+        count = Cat(Mux(high_is_zero, low, high), high_is_zero)
+        return count, high_is_zero & low_is_zero
+
+    return halved(Cat(C(0, (1 << ceil_log2(len(bits))) - len(bits)), bits))[0]
+
+
 def _packed(
     m: Module, *, normal: Value, power: Value, sign: Value, is_special: Value, special: Value
 ) -> Value:
-    """The fp32 nearest to `normal`, whose leading one is worth 2^power; or what is special."""
+    """The fp32 nearest to `normal`, or what is special; its leading one has the biased exponent
+    `power`.
+    """
     width = len(normal)
     kept = normal[width - SIGNIFICAND_BITS :]
     half, below = normal[width - SIGNIFICAND_BITS - 1], normal[: width - SIGNIFICAND_BITS - 1]
     up = half & (below.any() | kept[0])
     significand = Signal(SIGNIFICAND_BITS + 1)
     m.d.comb += significand.eq(kept + up)
-    carry = significand[SIGNIFICAND_BITS]  # then all other bits are zero
-    exponent = Signal(signed(EXPONENT_BITS + 4))
-    m.d.comb += exponent.eq(power + carry + BIAS)
-    is_tiny = ~normal[-1] | (exponent <= 0)
-    overflows = exponent >= (1 << EXPONENT_BITS) - 1
+    # A carry, of which all other bits are zero, comes late: the exponent waits for it both ways.
+    carry = significand[SIGNIFICAND_BITS]
+    without, beyond = Signal(signed(EXPONENT_BITS + 4)), Signal(signed(EXPONENT_BITS + 4))
+    m.d.comb += [without.eq(power), beyond.eq(power + 1)]
+    is_tiny = ~normal[-1] | Mux(carry, beyond <= 0, without <= 0)
+    top = (1 << EXPONENT_BITS) - 1
+    overflows = Mux(carry, beyond >= top, without >= top)
+    exponent = Mux(carry, beyond, without)
     finite = Cat(
         Mux(is_tiny | overflows, 0, significand[:FRACTION_BITS]),
         Mux(is_tiny, 0, Mux(overflows, C(0xFF, EXPONENT_BITS), exponent[:EXPONENT_BITS])),

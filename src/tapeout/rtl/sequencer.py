@@ -2,7 +2,7 @@
 
 from enum import IntEnum
 
-from amaranth.hdl import Array, C, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Array, C, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
@@ -58,10 +58,18 @@ def instructions_of(engine: str) -> dict[str, type[Instruction]]:
 
 
 class LoopStack(wiring.Component):
-    """Hardware loops of a queue, outermost first:
+    """Program counter and hardware loops of a queue, outermost first:
 
-    `pc` moves to `target` unless a body ends there that has iterations left; then to its begin. All
-    loops whose bodies end there for the last time are left at once.
+    With `advance` `pc` moves to the next instruction, or with `skips` to `push_end`, unless a body
+    ends there that has iterations left; then to its begin. All loops whose bodies end there for the
+    last time are left at once. Both ways are worked out beside each other, as `skips` comes late.
+
+    Ports:
+        push: with `advance`, not with `skips`: the next instruction is the first of a body.
+        push_end, push_count: behind that body, or what is skipped; its iterations.
+        pc, after: of this cycle; pc + 1. next_pc: of the next cycle.
+        low_line: first line that is still needed.
+        outer_end: of the innermost body. is_first, is_last: the innermost loop's iteration.
     """
 
     def __init__(self, chip: Chip) -> None:
@@ -71,17 +79,18 @@ class LoopStack(wiring.Component):
         super().__init__(
             {
                 "advance": In(1),
-                "target": In(PC_BITS),
-                "next_pc": Out(PC_BITS),
-                "push": In(1),  # with `advance`: `target` is the first instruction of the body
+                "skips": In(1),
+                "push": In(1),
                 "push_end": In(PC_BITS),
                 "push_count": In(LOOP_BITS),
-                "pc": In(PC_BITS),
-                "low_line": Out(PC_BITS),  # first line that is still needed
+                "pc": Out(PC_BITS),
+                "after": Out(PC_BITS, init=1),
+                "next_pc": Out(PC_BITS),
+                "low_line": Out(PC_BITS),
                 "is_full": Out(1),
                 "is_empty": Out(1),
-                "outer_end": Out(PC_BITS),  # of the innermost body
-                "is_first": Out(1),  # the innermost loop's iteration
+                "outer_end": Out(PC_BITS),
+                "is_first": Out(1),
                 "is_last": Out(1),
             }
         )
@@ -89,7 +98,8 @@ class LoopStack(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         n = self.depth_max
-        begin = Array(Signal(PC_BITS, name=f"begin_{d}") for d in range(n))
+        begin = [Signal(PC_BITS, name=f"begin_{d}") for d in range(n)]
+        second = [Signal(PC_BITS, name=f"second_{d}") for d in range(n)]  # begin + 1
         end = Array(Signal(PC_BITS, name=f"end_{d}") for d in range(n))
         left = Array(Signal(LOOP_BITS, name=f"left_{d}") for d in range(n))  # iterations after this
         first = Array(Signal(1, name=f"first_{d}") for d in range(n))
@@ -104,29 +114,52 @@ class LoopStack(wiring.Component):
             self.is_last.eq(left[top] == 0),
         ]
 
-        # From the innermost loop outwards: leave it, go round, or stay inside.
-        leaves: Value = C(1, 1)
-        m.d.comb += self.next_pc.eq(self.target)
-        next_depth = Signal.like(depth)
-        m.d.comb += next_depth.eq(depth)
-        for d in reversed(range(n)):
-            ends = Signal(name=f"ends_{d}")
-            m.d.comb += ends.eq((depth > d) & leaves & (self.target == end[d]))
-            with m.If(ends & (left[d] != 0)):
-                m.d.comb += self.next_pc.eq(begin[d])
-                with m.If(self.advance):
-                    m.d.sync += [left[d].eq(left[d] - 1), first[d].eq(0)]
-            with m.If(ends & (left[d] == 0)):
-                m.d.comb += next_depth.eq(d)
-            leaves = Mux(depth > d, ends & (left[d] == 0), leaves)
+        is_over = Signal(n)
+        m.d.comb += is_over.eq(Cat(left[d] == 0 for d in range(n)))
+
+        def way(name: str, target: Value) -> tuple[Signal, Signal, Signal]:
+            """From the innermost loop outwards, leave it, go round, or stay inside: (the loops'
+            number then, the next pc, which loop goes round), were `target` the next pc."""
+            depth_then, pc = Signal.like(depth, name=f"depth_{name}"), Signal(PC_BITS, name=name)
+            rounds = Signal(n, name=f"rounds_{name}")
+            m.d.comb += [depth_then.eq(depth), pc.eq(target)]
+            leaves: Value = C(1, 1)  # all within
+            for d in reversed(range(n)):
+                ends = Signal(name=f"ends_{name}_{d}")
+                m.d.comb += [
+                    ends.eq((depth > d) & leaves & (target == end[d])),
+                    rounds[d].eq(ends & ~is_over[d]),
+                ]
+                with m.If(rounds[d]):
+                    m.d.comb += pc.eq(begin[d])
+                with m.If(ends & is_over[d]):
+                    m.d.comb += depth_then.eq(d)
+                leaves = Mux(depth > d, ends & is_over[d], leaves)
+            return depth_then, pc, rounds
+
+        straight, skip = way("straight", self.after), way("skip", self.push_end)
+        depth_then, next_pc, rounds = (
+            Mux(self.skips, b, a) for a, b in zip(straight, skip, strict=True)
+        )
+        next_after = Signal(PC_BITS)
+        m.d.comb += next_after.eq(Mux(self.skips, self.push_end + 1, self.after + 1))
+        for d in range(n):
+            with m.If(rounds[d]):
+                m.d.comb += next_after.eq(second[d])
+        m.d.comb += self.next_pc.eq(Mux(self.advance, next_pc, self.pc))
+        m.d.sync += self.pc.eq(self.next_pc)
         with m.If(self.advance):
-            m.d.sync += depth.eq(next_depth)
+            m.d.sync += [self.after.eq(next_after), depth.eq(depth_then)]
+            for d in range(n):
+                with m.If(rounds[d]):
+                    m.d.sync += [left[d].eq(left[d] - 1), first[d].eq(0)]
             with m.If(self.push):
                 m.d.sync += depth.eq(depth + 1)
                 for d in range(n):
                     with m.If(depth == d):
                         m.d.sync += [
-                            begin[d].eq(self.target),
+                            begin[d].eq(self.after),
+                            second[d].eq(self.after + 1),
                             end[d].eq(self.push_end),
                             left[d].eq(self.push_count - 1),
                             first[d].eq(1),
@@ -228,17 +261,14 @@ class Sequencer(wiring.Component):
             self.request_words.eq(fetch.request_words),
         ]
         halted, holds_value = Signal(), Signal()
-        next_pc = Signal(PC_BITS)
         m.d.comb += [
-            fetch.pc.eq(self.pc),
-            fetch.next_pc.eq(next_pc),
+            self.pc.eq(loops.pc),
+            fetch.pc.eq(loops.pc),
+            fetch.next_pc.eq(loops.next_pc),
             fetch.low.eq(loops.low_line),
-            loops.pc.eq(self.pc),
-            next_pc.eq(self.pc),
             self.halted.eq(halted | (self.count == 0)),
             self.fault_pc.eq(self.pc),
         ]
-        m.d.sync += self.pc.eq(next_pc)
 
         ready, is_past = Signal(), Signal()
         m.d.comb += [
@@ -294,22 +324,16 @@ class Sequencer(wiring.Component):
         executes = Signal()
         m.d.comb += executes.eq(issues & (fault == 0))
         registers = self._registers(m, word, executes)
-        target, push = Signal(PC_BITS), Signal()
         m.d.comb += [
-            target.eq(self.pc + 1),
             done.eq(executes & ~is_a(word, seq.Load) | self.value_comes),
             loops.advance.eq(done & ~is_a(word, seq.Halt)),
-            loops.target.eq(target),
-            loops.push.eq(push),
             self.fault.eq(
                 Mux(illegal, Mux(is_past | refused.instruction, Fault.ILLEGAL_INSTRUCTION,
                                  Fault.ILLEGAL_OPERAND), Mux(issues, fault, Fault.NONE))
             ),
         ]  # fmt: skip
-        with m.If(loops.advance):
-            m.d.comb += next_pc.eq(loops.next_pc)
         with m.If(is_a(word, seq.Loop)):
-            self._loop(m, word, registers, loops, target, push, fault)
+            self._loop(m, word, registers, loops, fault)
         with m.If(is_a(word, seq.Load)):
             self._load(m, word, registers, executes, fault)
         with m.If(is_a(word, seq.Trap)):
@@ -408,9 +432,8 @@ class Sequencer(wiring.Component):
         return registers
 
     def _loop(
-        self, m: Module, word: Value, registers: Array, loops: LoopStack, target: Value,
-        push: Value, fault: Value,
-    ) -> None:  # fmt: skip
+        self, m: Module, word: Value, registers: Array, loops: LoopStack, fault: Value
+    ) -> None:
         length = field(word, seq.Loop, "length")
         count = Signal(signed(REGISTER_BITS + 1))
         end, outer_end = Signal(PC_BITS), Signal(PC_BITS)
@@ -419,7 +442,7 @@ class Sequencer(wiring.Component):
                 field(word, seq.Loop, "count", "imm")
                 + registers[field(word, seq.Loop, "count", "reg")]
             ),
-            end.eq(self.pc + 1 + length),
+            end.eq(loops.after + length),
             outer_end.eq(Mux(loops.is_empty, self.count, loops.outer_end)),
             loops.push_end.eq(end),
             loops.push_count.eq(count),
@@ -427,11 +450,11 @@ class Sequencer(wiring.Component):
         with m.If((length == 0) | (end > outer_end)):
             m.d.comb += fault.eq(Fault.ILLEGAL_OPERAND)
         with m.Elif(count <= 0):
-            m.d.comb += target.eq(end)
+            m.d.comb += loops.skips.eq(1)
         with m.Elif(loops.is_full):
             m.d.comb += fault.eq(Fault.LOOP_DEPTH)
         with m.Else():
-            m.d.comb += push.eq(1)
+            m.d.comb += loops.push.eq(1)
 
     def _load(
         self, m: Module, word: Value, registers: Array, executes: Value, fault: Value

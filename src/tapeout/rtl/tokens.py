@@ -116,9 +116,11 @@ class RetireQueue(_Retirement):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         left = Signal(CYCLE_BITS)  # cycles until all that were pushed have retired
+        is_later = Signal()  # than all of them retires what is pushed
         after, pop, posts = Signal(CYCLE_BITS), Signal(), Signal()
         m.d.comb += [
-            after.eq(Mux(self.push_latency > left + 1, self.push_latency, left + 1)),
+            is_later.eq(self.push_latency > left + 1),
+            after.eq(Mux(is_later, self.push_latency, left + 1)),
             posts.eq(self.push & (self.push_posts != 0)),
             self.retires.eq(self.push),
             self.retire_cycle.eq(self.now + after),
@@ -132,8 +134,8 @@ class RetireQueue(_Retirement):
             self.is_empty.eq((left == 0) & (count == 0)),
             self.posts.eq(Mux(pop, head["posts"], 0)),
         ]
-        with m.If(self.push):
-            m.d.sync += left.eq(after - 1)
+        with m.If(self.push):  # which comes late
+            m.d.sync += left.eq(Mux(is_later, self.push_latency - 1, left))
         with m.Elif(left != 0):
             m.d.sync += left.eq(left - 1)
         return m
