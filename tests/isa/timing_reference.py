@@ -273,9 +273,12 @@ class TimedRun:
 
     def _sequence(self, cycle: int, number: int) -> None:
         queue, q = self.run.queues[number], self.queues[number]
-        if cycle < q.next_issue or q.fetch.ready.get(queue.pc, 1 << 60) > cycle:
+        read = max(q.next_issue, q.fetch.ready.get(queue.pc, 1 << 60))
+        if cycle < read:
             return
         instruction = self.run.fetch(queue)
+        if cycle < read + 1 + instruction.check_cycles:
+            return
         awaited = []
         if queue.happens(instruction.wait_when):
             awaited = [(p, number, c) for p, c in self.run.peers(queue, instruction.waits)]

@@ -74,7 +74,8 @@ FAULTS = {
         "loops", sequencer, "LoopStack", "left[d].eq(self.push_count - 1)",
         "left[d].eq(self.push_count)"),
     "a loop of two goes to the outer one's begin": (
-        "loops", sequencer, "LoopStack", "pc.eq(begin[d])", "pc.eq(begin[0])"),
+        "loops", sequencer, "LoopStack", "self.next_pc.eq(begin[d])",
+        "self.next_pc.eq(begin[0])"),
     "the last iteration is the one before": (
         "loops", sequencer, "LoopStack", "self.is_last.eq(left[top] == 0)",
         "self.is_last.eq(left[top] <= 1)"),

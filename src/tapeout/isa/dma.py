@@ -86,6 +86,8 @@ def rows_per_cycle(chip: Chip, fmt: HbmFormat, memory: Memory, row_stride: int) 
 
 @dataclass(frozen=True, kw_only=True)
 class _Transfer(Instruction):
+    check_cycles = 4  # bytes of a row, of an outer step, of all; bounds
+
     hbm: HbmAddr = declare(HbmAddr)
     format: HbmFormat = declare(Bits(4, enum=HbmFormat), HbmFormat.BF16)
     memory: Memory = declare(Bits(1, enum=Memory), Memory.SPM)

@@ -79,6 +79,7 @@ class Instruction:
     mnemonic: ClassVar[str] = ""
     opcode: ClassVar[int] = -1
     engine: ClassVar[str] = ""  # "mxu", "vpu", "dma" or "seq" (runs on every queue)
+    check_cycles: ClassVar[int] = 1  # after the cycle that reads its registers, before its issue
     faults: ClassVar[tuple[Fault, ...]] = ()  # that its execution can raise
     example: ClassVar[str] = ""  # a line of assembly
 

@@ -183,6 +183,11 @@ def _enums() -> Iterator[str]:
     for instruction in REGISTRY.values():
         yield f'    case Op::{struct_name(instruction)}: return "{instruction.mnemonic}";'
     yield '  }\n  return "?";\n}'
+    yield "inline uint64_t check_cycles(Op op) {"
+    yield "  switch (op) {"
+    for instruction in REGISTRY.values():
+        yield f"    case Op::{struct_name(instruction)}: return {instruction.check_cycles};"
+    yield "  }\n  return 1;\n}"
     yield "inline const char* fault_name(Fault f) {"
     yield "  switch (f) {"
     for fault in Fault:

@@ -200,6 +200,8 @@ def _default(spec: Any, value: Any) -> str:
 
 
 def _timing(cls: type[Instruction]) -> Iterator[str]:
+    yield f"Issues {1 + cls.check_cycles} cycles after its turn at the earliest."
+    yield ""
     if cls.engine == "dma" or cls is seq.Load:
         yield "No closed form: the memory system times it (docs: timing)."
         return

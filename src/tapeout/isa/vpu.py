@@ -124,6 +124,7 @@ class Map(Instruction):
     mnemonic = "vpu.map"
     opcode = 32
     engine = "vpu"
+    check_cycles = 3  # products of strides and counts, their sums, bounds
     faults = (
         Fault.ILLEGAL_OPERAND,
         Fault.SPM_BOUNDS,

@@ -23,7 +23,7 @@ from .operands import resolved_layout
 from .pieces import RUN_BITS, PieceWalker
 from .pipeline import delayed
 from .runs import RunGenerator
-from .sequencer import BASES, ENGINE
+from .sequencer import BASE, BASES, ENGINE
 from .transfer import SHAPE, WORDS, Issue
 
 REQUEST_STAGES = store_path.STAGES
@@ -87,7 +87,8 @@ class DmaEngine(wiring.Component):
         # Both instructions have the same fields in the same places.
         operands = self.load
         is_store = self.opcode == dma.Store.opcode
-        base = Array(self.bases[b] for b in range(MAX_BASES))[operands.hbm.base]
+        base = Signal(BASE)
+        m.d.sync += base.eq(Array(self.bases[b] for b in range(MAX_BASES))[operands.hbm.base])
         issue = Issue(m, self.chip, operands, is_store, base)
         begins = Signal()  # a transfer that moves something
         m.d.comb += [

@@ -1,6 +1,7 @@
 """What a vector map costs and which maps are refused, as logic.
 
-Contract: `Map.occupancy`, and the fault that `tapeout.isa.interp` finds in it first.
+Contract: `Map.occupancy`, and the fault that `tapeout.isa.interp` finds in it first, known from
+`Map.check_cycles` after the map is presented: products, then their sums, then what follows.
 """
 
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ def is_kind(operand: data.View, *kinds: Kind) -> Value:
 
 
 class MapCost:
-    """The shape of a map's walk and the cycles of its port:
+    """The shape of a map's walk and the cycles of its port, in registers:
 
     Attributes:
         along_tiles: tiles are walked innermost, else rows.
@@ -35,19 +36,18 @@ class MapCost:
         step_log2: log2 of the rows of a step.
         passes: cycles of a step, each a pass through the function pipeline.
         apart: steps between two of one row m, at least.
-        occupancy: cycles until the next map may issue.
+        occupancy: cycles until the next map may issue. latency: until this one has retired.
     """
 
     def __init__(self, m: Module, chip: Chip, i: data.View) -> None:
         vpu = chip.vpu
         self.along_tiles, self.inner, self.outer = Signal(), Signal(16), Signal(16)
         rows, tiles = i.rows[:16], i.tiles
-        m.d.comb += [
-            self.along_tiles.eq(
-                (i.reduce == Reduce.ARGMAX) | ((i.rows == 1) & (i.reduce == Reduce.NONE))
-            ),
-            self.inner.eq(Mux(self.along_tiles, tiles, rows)),
-            self.outer.eq(Mux(self.along_tiles, rows, tiles)),
+        along_tiles = (i.reduce == Reduce.ARGMAX) | ((i.rows == 1) & (i.reduce == Reduce.NONE))
+        m.d.sync += [
+            self.along_tiles.eq(along_tiles),
+            self.inner.eq(Mux(along_tiles, tiles, rows)),
+            self.outer.eq(Mux(along_tiles, rows, tiles)),
         ]
 
         self.step_log2 = Signal(range(exact_log2(vpu.sublanes) + 1))
@@ -57,7 +57,7 @@ class MapCost:
             limits = []
             for name in ROWS:
                 o = getattr(i, name)
-                stride = Mux(self.along_tiles, o.tile_stride, o.row_stride)
+                stride = Mux(along_tiles, o.tile_stride, o.row_stride)
                 for kinds, banks in (
                     ((Kind.SPM_BF16, Kind.SPM_FP32), chip.spm.banks_per_stripe),
                     ((Kind.ACC,), vpu.sublanes),
@@ -69,43 +69,52 @@ class MapCost:
                     else:
                         limits.append(is_kind(o, *kinds) & (stride != 0))
             shares.append(any_of(limits))
-        m.d.comb += self.step_log2.eq(most)
+        m.d.sync += self.step_log2.eq(most)
         for n in reversed(range(most)):
             with m.If(shares[n]):
-                m.d.comb += self.step_log2.eq(n)
+                m.d.sync += self.step_log2.eq(n)
 
         turns = {f: schedule_for(f).passes(vpu.function_steps) for f in Function}
         self.passes = Signal(range(max(turns.values()) + 1))
         self.apart = Signal(range(vpu.adder_stages + 1))
         around = Signal(range(max(turns.values()) * round_cycles(chip)))
+        around_after = Signal(32)
         joins = (i.reduce != Reduce.NONE) & (i.reduce != Reduce.ARGMAX) & (tiles > 1)
         with m.Switch(i.function):
             for f, p in turns.items():
                 with m.Case(f):
-                    m.d.comb += [
+                    m.d.sync += [
                         self.passes.eq(p),
                         self.apart.eq(Mux(joins, -(-vpu.adder_stages // p), 1)),
                         around.eq((p - 1) * round_cycles(chip)),
                     ]
-        steps, full = Signal(17), Signal(17)
-        self.occupancy = Signal(32)
+        full, steps, cycles = Signal(17), Signal(33), Signal(32)
+        after = Signal(range(vpu.depth_cycles + chip.vpu_reduce_cycles + 1))
+        self.occupancy, self.latency = Signal(32), Signal(32)
         m.d.comb += [
             full.eq((self.inner + (C(1) << self.step_log2) - 1) >> self.step_log2),
-            steps.eq(Mux(full < self.apart, self.apart, full)),
-            self.occupancy.eq(self.outer * steps * self.passes + around),
+            cycles.eq(steps * self.passes),
+        ]
+        m.d.sync += [
+            steps.eq(self.outer * Mux(full < self.apart, self.apart, full)),
+            after.eq(vpu.depth_cycles + Mux(i.reduce != Reduce.NONE, chip.vpu_reduce_cycles, 0)),
+            around_after.eq(around + after),
+            self.occupancy.eq(cycles + around),
+            self.latency.eq(cycles + around_after),
         ]
 
 
 def map_fault(m: Module, chip: Chip, i: data.View) -> Value:
-    """The `Fault` of a map, `Fault.NONE` where it is sound."""
-    fault = Signal(4)
+    """The `Fault` of a map, `Fault.NONE` where it is sound; a register."""
+    fault, is_illegal = Signal(4), Signal()
+    m.d.sync += [fault.eq(Fault.NONE), is_illegal.eq(_is_illegal(chip, i))]
     rules: Sequence[tuple[Value, Fault]] = [
-        (_is_illegal(chip, i), Fault.ILLEGAL_OPERAND),
+        (is_illegal, Fault.ILLEGAL_OPERAND),
         *((beyond, fault) for beyond, fault in _bounds(m, chip, i)),
     ]
     for holds, code in reversed(rules):
         with m.If(holds):
-            m.d.comb += fault.eq(code)
+            m.d.sync += fault.eq(code)
     return fault
 
 
@@ -146,9 +155,16 @@ def _bounds(m: Module, chip: Chip, i: data.View) -> list[tuple[Value, Fault]]:
     ]
     for name in ROWS:
         o = getattr(i, name)
-        whole, scalars = (Signal(signed(_ROW_BITS), name=f"{name}_last_{n}") for n in range(2))
-        across = o.imm + tiles * o.tile_stride
-        m.d.comb += [whole.eq(across + rows * o.row_stride), scalars.eq(across + packed)]
+        across, down, whole, scalars = (
+            Signal(signed(_ROW_BITS), name=f"{name}_{n}")
+            for n in ("across", "down", "last", "last_packed")
+        )
+        m.d.sync += [
+            across.eq(o.imm + tiles * o.tile_stride),
+            down.eq(rows * o.row_stride),
+            whole.eq(across + down),
+            scalars.eq(across + packed),
+        ]
         found += [
             (is_kind(o, Kind.SPM_BF16) & outside(o.imm, whole, spm), Fault.SPM_BOUNDS),
             (is_kind(o, Kind.SPM_FP32) & outside(o.imm, whole + 1, spm), Fault.SPM_BOUNDS),

@@ -116,12 +116,16 @@ class MatrixUnit(wiring.Component):
         with m.If(starts_pass):
             m.d.sync += [active.eq(tile), has_active.eq(1), has_shadow.eq(0)]
 
-        total, load_cycles, pass_cycles = Signal(33), Signal(CYCLE_BITS), Signal(CYCLE_BITS)
-        rows = Mux(is_unload, self.chip.mxu.rows, total)
-        least = self.chip.mxu.accumulate_cycles
-        m.d.comb += [
-            total.eq(self.matmul.rows[:17] * self.matmul.outer),
+        # What is worked out while it is checked.
+        total, load_cycles, rows = Signal(33), Signal(CYCLE_BITS), Signal(33)
+        of_matmul = (self.matmul.rows[:17] * self.matmul.outer)[: len(total)]
+        m.d.sync += [
+            total.eq(of_matmul),
+            rows.eq(Mux(is_unload, self.chip.mxu.rows, of_matmul)),
             load_cycles.eq(Mux(self.load.transposed, transposed.cycles, straight.slots)),
+        ]
+        pass_cycles, least = Signal(CYCLE_BITS), self.chip.mxu.accumulate_cycles
+        m.d.comb += [
             pass_cycles.eq(Mux(rows > least, rows, least)),
             self.occupancy.eq(Mux(is_load, load_cycles, pass_cycles)),
         ]
@@ -140,7 +144,9 @@ class MatrixUnit(wiring.Component):
         ]
         load_left = self._port(m, "load_left", starts_load, load_cycles)
         pass_left = self._port(m, "pass_left", starts_pass, pass_cycles)
-        wave = (self.load.k - 1)[: len(k)] * self.chip.mxu.adder_stages
+        wave = Signal(range((self.chip.mxu.rows - 1) * self.chip.mxu.adder_stages + 1))
+        by_wave = (self.load.k - 1)[: len(k)] * self.chip.mxu.adder_stages
+        m.d.sync += wave.eq(Mux(self.load.transposed, 0, by_wave))
         m.d.comb += [
             self.fits.eq(
                 Mux(
@@ -152,17 +158,19 @@ class MatrixUnit(wiring.Component):
             self.latency.eq(
                 Mux(
                     is_load,
-                    load_cycles + 2 + Mux(self.load.transposed, 0, wave),
+                    load_cycles + 2 + wave,
                     rows + self.array.latency_cycles + self.chip.mxu.accumulate_cycles + 3,
                 )
             ),
         ]
+        fault = Signal(4)
+        m.d.sync += self.fault.eq(fault)
         with m.If(is_load):
-            self._judge_load(m)
+            self._judge_load(m, fault)
         with m.Elif(is_unload):
-            self._judge_unload(m, has_shadow | has_active, k)
+            self._judge_unload(m, fault, has_shadow | has_active, k)
         with m.Else():
-            self._judge_matmul(m, has_shadow | has_active, total)
+            self._judge_matmul(m, fault, has_shadow | has_active, of_matmul)
         self._passes(m, starts_pass, is_unload, has_shadow, k, n, total, adds, accumulator)
         return m
 
@@ -188,7 +196,7 @@ class MatrixUnit(wiring.Component):
 
     # --- what is refused ---
 
-    def _judge_load(self, m: Module) -> None:
+    def _judge_load(self, m: Module, fault: Value) -> None:
         load, chip = self.load, self.chip
         count = Mux(load.transposed, load.n, load.k)
         last = Signal(signed(SUM_BITS + 4))
@@ -198,11 +206,11 @@ class MatrixUnit(wiring.Component):
             (load.k < 1) | (load.k > chip.mxu.rows) | (load.n < 1) | (load.n > chip.mxu.cols)
             | (load.stride == 0) | (~load.transposed & ((load.stride != 1) | ~aligned))
         ):  # fmt: skip
-            m.d.comb += self.fault.eq(Fault.ILLEGAL_OPERAND)
+            m.d.comb += fault.eq(Fault.ILLEGAL_OPERAND)
         with m.Elif((load.src < 0) | (last >= chip.spm.rows)):
-            m.d.comb += self.fault.eq(Fault.SPM_BOUNDS)
+            m.d.comb += fault.eq(Fault.SPM_BOUNDS)
 
-    def _judge_matmul(self, m: Module, has_weights: Value, total: Value) -> None:
+    def _judge_matmul(self, m: Module, fault: Value, has_weights: Value, total: Value) -> None:
         it, chip = self.matmul, self.chip
         last, last_result = Signal(signed(SUM_BITS + 4)), Signal(signed(SUM_BITS + 4))
         m.d.comb += [
@@ -213,19 +221,19 @@ class MatrixUnit(wiring.Component):
             (it.rows < 1) | (it.rows > COUNT_MAX) | (it.outer == 0) | (total > COUNT_MAX)
             | ~has_weights
         ):  # fmt: skip
-            m.d.comb += self.fault.eq(Fault.ILLEGAL_OPERAND)
+            m.d.comb += fault.eq(Fault.ILLEGAL_OPERAND)
         with m.Elif((it.src < 0) | (last >= chip.spm.rows)):
-            m.d.comb += self.fault.eq(Fault.SPM_BOUNDS)
+            m.d.comb += fault.eq(Fault.SPM_BOUNDS)
         with m.Elif((it.dst < 0) | (last_result >= chip.acc.rows)):
-            m.d.comb += self.fault.eq(Fault.ACC_BOUNDS)
+            m.d.comb += fault.eq(Fault.ACC_BOUNDS)
 
-    def _judge_unload(self, m: Module, has_weights: Value, k: Value) -> None:
+    def _judge_unload(self, m: Module, fault: Value, has_weights: Value, k: Value) -> None:
         last = Signal(signed(SUM_BITS + 2))
         m.d.comb += last.eq(self.unload.dst + k - 1)
         with m.If(~has_weights):
-            m.d.comb += self.fault.eq(Fault.ILLEGAL_OPERAND)
+            m.d.comb += fault.eq(Fault.ILLEGAL_OPERAND)
         with m.Elif((self.unload.dst < 0) | (last >= self.chip.acc.rows)):
-            m.d.comb += self.fault.eq(Fault.ACC_BOUNDS)
+            m.d.comb += fault.eq(Fault.ACC_BOUNDS)
 
     # --- passes ---
 

@@ -2,7 +2,7 @@
 
 from enum import IntEnum
 
-from amaranth.hdl import Array, C, Cat, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Array, C, Module, Mux, Shape, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
@@ -17,7 +17,7 @@ from tapeout.isa.seq import REGISTER_BITS
 from .alu import ScalarAlu
 from .decode import OPCODE_BITS, any_of, field, is_a, refusal
 from .fetch import ADDRESS_BITS, FETCH, PC_BITS, FetchUnit
-from .operands import resolve, resolved_layout
+from .operands import SUM_BITS, resolve, resolved_layout
 from .tokens import CYCLE_BITS, RetireQueue, TransferRetireQueue
 
 LOOP_BITS = REGISTER_BITS
@@ -26,16 +26,19 @@ LOOP_BITS = REGISTER_BITS
 class Stall(IntEnum):
     """Why a queue that could issue does not, in the order that the reports of `sim` use."""
 
-    NONE = 0  # it issues, has halted, or has found an error
+    NONE = 0  # it has halted, or has found an error
     FETCH = 1
     DRAIN = 2
     PORT = 3
     MEMORY = 4
+    BUSY = 5  # none: it reads registers, checks or issues
     TOKEN = 8  # + the peer whose token is awaited, counted without the queue itself
 
 
 ENGINE = {
-    "opcode": Out(8),  # of the instruction that would issue now
+    # Of the instruction that is to issue: it and its fields stand for `check_cycles` cycles, in
+    # which the engine works out what it says of it, and then until it issues.
+    "opcode": Out(8),
     "first_iteration": Out(1),  # of the innermost loop, or there is none
     "start": Out(1),  # it issues, and is sound
     "fits": In(1),  # its port is free
@@ -58,18 +61,10 @@ def instructions_of(engine: str) -> dict[str, type[Instruction]]:
 
 
 class LoopStack(wiring.Component):
-    """Program counter and hardware loops of a queue, outermost first:
+    """Hardware loops of a queue, outermost first:
 
-    With `advance` `pc` moves to the next instruction, or with `skips` to `push_end`, unless a body
-    ends there that has iterations left; then to its begin. All loops whose bodies end there for the
-    last time are left at once. Both ways are worked out beside each other, as `skips` comes late.
-
-    Ports:
-        push: with `advance`, not with `skips`: the next instruction is the first of a body.
-        push_end, push_count: behind that body, or what is skipped; its iterations.
-        pc, after: of this cycle; pc + 1. next_pc: of the next cycle.
-        low_line: first line that is still needed.
-        outer_end: of the innermost body. is_first, is_last: the innermost loop's iteration.
+    `pc` moves to `target` unless a body ends there that has iterations left; then to its begin. All
+    loops whose bodies end there for the last time are left at once.
     """
 
     def __init__(self, chip: Chip) -> None:
@@ -79,18 +74,17 @@ class LoopStack(wiring.Component):
         super().__init__(
             {
                 "advance": In(1),
-                "skips": In(1),
-                "push": In(1),
+                "target": In(PC_BITS),
+                "next_pc": Out(PC_BITS),
+                "push": In(1),  # with `advance`: `target` is the first instruction of the body
                 "push_end": In(PC_BITS),
                 "push_count": In(LOOP_BITS),
-                "pc": Out(PC_BITS),
-                "after": Out(PC_BITS, init=1),
-                "next_pc": Out(PC_BITS),
-                "low_line": Out(PC_BITS),
+                "pc": In(PC_BITS),
+                "low_line": Out(PC_BITS),  # first line that is still needed
                 "is_full": Out(1),
                 "is_empty": Out(1),
-                "outer_end": Out(PC_BITS),
-                "is_first": Out(1),
+                "outer_end": Out(PC_BITS),  # of the innermost body
+                "is_first": Out(1),  # the innermost loop's iteration
                 "is_last": Out(1),
             }
         )
@@ -98,8 +92,7 @@ class LoopStack(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         n = self.depth_max
-        begin = [Signal(PC_BITS, name=f"begin_{d}") for d in range(n)]
-        second = [Signal(PC_BITS, name=f"second_{d}") for d in range(n)]  # begin + 1
+        begin = Array(Signal(PC_BITS, name=f"begin_{d}") for d in range(n))
         end = Array(Signal(PC_BITS, name=f"end_{d}") for d in range(n))
         left = Array(Signal(LOOP_BITS, name=f"left_{d}") for d in range(n))  # iterations after this
         first = Array(Signal(1, name=f"first_{d}") for d in range(n))
@@ -114,52 +107,29 @@ class LoopStack(wiring.Component):
             self.is_last.eq(left[top] == 0),
         ]
 
-        is_over = Signal(n)
-        m.d.comb += is_over.eq(Cat(left[d] == 0 for d in range(n)))
-
-        def way(name: str, target: Value) -> tuple[Signal, Signal, Signal]:
-            """From the innermost loop outwards, leave it, go round, or stay inside: (the loops'
-            number then, the next pc, which loop goes round), were `target` the next pc."""
-            depth_then, pc = Signal.like(depth, name=f"depth_{name}"), Signal(PC_BITS, name=name)
-            rounds = Signal(n, name=f"rounds_{name}")
-            m.d.comb += [depth_then.eq(depth), pc.eq(target)]
-            leaves: Value = C(1, 1)  # all within
-            for d in reversed(range(n)):
-                ends = Signal(name=f"ends_{name}_{d}")
-                m.d.comb += [
-                    ends.eq((depth > d) & leaves & (target == end[d])),
-                    rounds[d].eq(ends & ~is_over[d]),
-                ]
-                with m.If(rounds[d]):
-                    m.d.comb += pc.eq(begin[d])
-                with m.If(ends & is_over[d]):
-                    m.d.comb += depth_then.eq(d)
-                leaves = Mux(depth > d, ends & is_over[d], leaves)
-            return depth_then, pc, rounds
-
-        straight, skip = way("straight", self.after), way("skip", self.push_end)
-        depth_then, next_pc, rounds = (
-            Mux(self.skips, b, a) for a, b in zip(straight, skip, strict=True)
-        )
-        next_after = Signal(PC_BITS)
-        m.d.comb += next_after.eq(Mux(self.skips, self.push_end + 1, self.after + 1))
-        for d in range(n):
-            with m.If(rounds[d]):
-                m.d.comb += next_after.eq(second[d])
-        m.d.comb += self.next_pc.eq(Mux(self.advance, next_pc, self.pc))
-        m.d.sync += self.pc.eq(self.next_pc)
-        with m.If(self.advance):
-            m.d.sync += [self.after.eq(next_after), depth.eq(depth_then)]
-            for d in range(n):
-                with m.If(rounds[d]):
+        # From the innermost loop outwards: leave it, go round, or stay inside.
+        leaves: Value = C(1, 1)
+        m.d.comb += self.next_pc.eq(self.target)
+        next_depth = Signal.like(depth)
+        m.d.comb += next_depth.eq(depth)
+        for d in reversed(range(n)):
+            ends = Signal(name=f"ends_{d}")
+            m.d.comb += ends.eq((depth > d) & leaves & (self.target == end[d]))
+            with m.If(ends & (left[d] != 0)):
+                m.d.comb += self.next_pc.eq(begin[d])
+                with m.If(self.advance):
                     m.d.sync += [left[d].eq(left[d] - 1), first[d].eq(0)]
+            with m.If(ends & (left[d] == 0)):
+                m.d.comb += next_depth.eq(d)
+            leaves = Mux(depth > d, ends & (left[d] == 0), leaves)
+        with m.If(self.advance):
+            m.d.sync += depth.eq(next_depth)
             with m.If(self.push):
                 m.d.sync += depth.eq(depth + 1)
                 for d in range(n):
                     with m.If(depth == d):
                         m.d.sync += [
-                            begin[d].eq(self.after),
-                            second[d].eq(self.after + 1),
+                            begin[d].eq(self.target),
                             end[d].eq(self.push_end),
                             left[d].eq(self.push_count - 1),
                             first[d].eq(1),
@@ -183,8 +153,10 @@ class LoopStack(wiring.Component):
 class Sequencer(wiring.Component):
     """One queue's sequencer:
 
-    An instruction issues in the first cycle in which it has come, its awaited tokens are there, its
-    port is free and, if it drains, all before it have retired. The next may issue a cycle later.
+    An instruction that has come is read: its fields, scalar registers added, are held. It is
+    checked for `check_cycles` cycles, and issues in the first one after in which its awaited tokens
+    are there, its port is free and, if it drains, all before it have retired. The next is read in
+    the cycle after that.
 
     Ports of the engine, see `ENGINE`; besides, `engine_<name>` for each of its instructions (the
     part of the mnemonic after the dot): its fields with registers read.
@@ -261,83 +233,97 @@ class Sequencer(wiring.Component):
             self.request_words.eq(fetch.request_words),
         ]
         halted, holds_value = Signal(), Signal()
+        next_pc = Signal(PC_BITS)
         m.d.comb += [
-            self.pc.eq(loops.pc),
-            fetch.pc.eq(loops.pc),
-            fetch.next_pc.eq(loops.next_pc),
+            fetch.pc.eq(self.pc),
+            fetch.next_pc.eq(next_pc),
             fetch.low.eq(loops.low_line),
+            loops.pc.eq(self.pc),
+            next_pc.eq(Mux(loops.advance, loops.next_pc, self.pc)),
             self.halted.eq(halted | (self.count == 0)),
             self.fault_pc.eq(self.pc),
         ]
+        m.d.sync += self.pc.eq(next_pc)
+        zero = C(0, signed(REGISTER_BITS))
+        self._registers = Array(
+            zero if r == 0 else Signal(signed(REGISTER_BITS), name=f"r{r}")
+            for r in range(self.chip.seq.registers)
+        )
 
-        ready, is_past = Signal(), Signal()
+        # Its steps: 0 it is read, 1 to check_cycles it is checked, then it may issue.
+        most = max([1, *(cls.check_cycles for cls in self.instructions.values())])
+        step = Signal(range(most + 2))
+        reads, may_issue, issues = Signal(), Signal(), Signal()
+        is_past = self.pc >= self.count
+        now_is = self._read(m, word, loops, is_past)
+        checks = Signal.like(step)
+        m.d.comb += checks.eq(1)
+        with m.If(~now_is.is_refused):
+            for name, cls in self.instructions.items():
+                with m.If(now_is.engine_is[name]):
+                    m.d.comb += checks.eq(cls.check_cycles)
         m.d.comb += [
-            is_past.eq(self.pc >= self.count),
-            ready.eq(self.active & ~self.halted & ~holds_value & (is_past | fetch.has_word)),
-        ]
+            reads.eq(
+                self.active & ~self.halted & ~holds_value & (step == 0)
+                & (is_past | fetch.has_word)
+            ),
+            may_issue.eq(self.active & ~self.halted & (step == checks + 1)),
+        ]  # fmt: skip
+        with m.If(issues):
+            m.d.sync += step.eq(0)
+        with m.Elif(reads | ((step != 0) & (step != checks + 1))):
+            m.d.sync += step.eq(step + 1)
 
         # What it waits for.
-        waits, posts = Signal(self.channels), Signal(self.channels)
-        m.d.comb += [
-            waits.eq(Mux(self._happens(word, "wait_when", loops), self._mask(word, "waits"), 0)),
-            posts.eq(Mux(self._happens(word, "post_when", loops), self._mask(word, "posts"), 0)),
-        ]
-        has_tokens, issues, uses_engine = Signal(), Signal(), Signal()
+        has_tokens, uses_engine, illegal, executes = Signal(), Signal(), Signal(), Signal()
         retiring = self._retirement(m)
-        drains = field(word, Instruction, "drain") | is_a(word, seq.Halt)
-        refused = refusal(word, self.chip, self.name)
-        illegal = Signal()
-        takes_place = posts != 0
+        takes_place = now_is.posts != 0
         if self.engine == "dma":
             takes_place |= uses_engine
         m.d.comb += [
-            has_tokens.eq((waits & ~self.has_token) == 0),
-            uses_engine.eq(any_of([is_a(word, cls) for cls in self.instructions.values()])),
-            illegal.eq(ready & (is_past | refused.instruction | refused.operand)),
+            has_tokens.eq((now_is.waits & ~self.has_token) == 0),
+            uses_engine.eq(any_of(list(now_is.engine_is.values()))),
+            illegal.eq(may_issue & now_is.is_refused),
             issues.eq(
-                ready & ~illegal & has_tokens
-                & (~drains | retiring.is_drained)
+                may_issue & ~illegal & has_tokens
+                & (~now_is.drains | retiring.is_drained)
                 & (~takes_place | retiring.has_room)
                 & (~uses_engine | self.engine_fits)
             ),
             self.issues.eq(issues),
-            self.waits.eq(ready & ~illegal & ~has_tokens),
+            self.waits.eq(may_issue & ~illegal & ~has_tokens),
             self.is_quiet.eq(retiring.is_empty & ~holds_value),
-            self.take.eq(Mux(issues, waits, 0)),
+            self.take.eq(Mux(issues, now_is.waits, 0)),
             self.occupies.eq(Mux(self.engine_start, self.engine_occupancy, 0)),
         ]  # fmt: skip
-        could = self.active & ~self.halted & ~illegal & ~issues
-        with m.If(could & holds_value):
-            m.d.comb += self.stall.eq(Stall.MEMORY)
-        with m.Elif(could & ~is_past & ~fetch.has_word):
-            m.d.comb += self.stall.eq(Stall.FETCH)
-        with m.Elif(could & ~has_tokens):
-            m.d.comb += self.stall.eq(Stall.TOKEN + self._first_peer(waits & ~self.has_token))
-        with m.Elif(could & drains & ~retiring.is_drained):
-            m.d.comb += self.stall.eq(Stall.DRAIN)
-        with m.Elif(could):
-            m.d.comb += self.stall.eq(Stall.PORT)
+        with m.If(self.active & ~self.halted & ~illegal):
+            with m.If(issues | reads | ((step != 0) & ~may_issue)):
+                m.d.comb += self.stall.eq(Stall.BUSY)
+            with m.Elif(holds_value):
+                m.d.comb += self.stall.eq(Stall.MEMORY)
+            with m.Elif(step == 0):
+                m.d.comb += self.stall.eq(Stall.FETCH)
+            with m.Elif(~has_tokens):
+                missing = now_is.waits & ~self.has_token
+                m.d.comb += self.stall.eq(Stall.TOKEN + self._first_peer(missing))
+            with m.Elif(now_is.drains & ~retiring.is_drained):
+                m.d.comb += self.stall.eq(Stall.DRAIN)
+            with m.Else():
+                m.d.comb += self.stall.eq(Stall.PORT)
 
         # What it does.
         fault = Signal(4)
         done = Signal()  # the instruction is over: the pc moves, its retire cycle is known
-        executes = Signal()
-        m.d.comb += executes.eq(issues & (fault == 0))
-        registers = self._registers(m, word, executes)
         m.d.comb += [
-            done.eq(executes & ~is_a(word, seq.Load) | self.value_comes),
-            loops.advance.eq(done & ~is_a(word, seq.Halt)),
+            executes.eq(issues & (fault == 0)),
+            done.eq(executes & ~now_is.load | self.value_comes),
+            loops.advance.eq(done & ~now_is.halt),
+            fault.eq(self._scalar(m, now_is, loops, executes)),
             self.fault.eq(
-                Mux(illegal, Mux(is_past | refused.instruction, Fault.ILLEGAL_INSTRUCTION,
+                Mux(illegal, Mux(now_is.is_unknown, Fault.ILLEGAL_INSTRUCTION,
                                  Fault.ILLEGAL_OPERAND), Mux(issues, fault, Fault.NONE))
             ),
         ]  # fmt: skip
-        with m.If(is_a(word, seq.Loop)):
-            self._loop(m, word, registers, loops, fault)
-        with m.If(is_a(word, seq.Load)):
-            self._load(m, word, registers, executes, fault)
-        with m.If(is_a(word, seq.Trap)):
-            m.d.comb += fault.eq(Fault.TRAP)
         with m.If(uses_engine):
             m.d.comb += fault.eq(self.engine_fault)
         if self.engine == "dma":
@@ -346,16 +332,10 @@ class Sequencer(wiring.Component):
                 m.d.sync += last_pc.eq(self.pc)
             with m.If(self.engine_late_fault != Fault.NONE):
                 m.d.comb += [self.fault.eq(self.engine_late_fault), self.fault_pc.eq(last_pc)]
-        m.d.comb += [
-            self.engine_opcode.eq(word[:OPCODE_BITS]),
-            self.engine_first_iteration.eq(loops.is_empty | loops.is_first),
-            self.engine_start.eq(executes & uses_engine),
-        ]
-        for name, cls in self.instructions.items():
-            m.d.comb += resolve(getattr(self, f"engine_{name}"), word, cls, registers)
-        with m.If(issues & is_a(word, seq.Halt)):
+        m.d.comb += self.engine_start.eq(executes & uses_engine)
+        with m.If(issues & now_is.halt):
             m.d.sync += halted.eq(1)
-        with m.If(executes & is_a(word, seq.Load)):
+        with m.If(executes & now_is.load):
             m.d.sync += holds_value.eq(1)
         with m.If(self.value_comes):
             m.d.sync += holds_value.eq(0)
@@ -364,7 +344,7 @@ class Sequencer(wiring.Component):
             retiring.now.eq(self.now),
             retiring.push.eq(done),
             retiring.push_latency.eq(Mux(uses_engine, self.engine_latency, 1)),
-            retiring.push_posts.eq(posts),
+            retiring.push_posts.eq(now_is.posts),
             retiring.push_is_transfer.eq(uses_engine),
             retiring.done.eq(self.engine_done),
             self.retires.eq(retiring.retires),
@@ -372,6 +352,60 @@ class Sequencer(wiring.Component):
             self.post.eq(retiring.posts),
         ]
         return m
+
+    def _read(self, m: Module, word: Value, loops: LoopStack, is_past: Value) -> "_Read":
+        """What is held of the word at the pc, from the cycle after on."""
+        read = _Read(self.chip, self.channels, [*self.instructions])
+        refused = refusal(word, self.chip, self.name)
+        waits, posts = (
+            Mux(self._happens(word, f"{name}_when", loops), self._mask(word, f"{name}s"), 0)
+            for name in ("wait", "post")
+        )
+        # All scalar instructions have one sum of a register and a field.
+        immediate, register = Signal(signed(SUM_BITS)), Signal(5)
+        sums: dict[type[Instruction], tuple[Value, Value]] = {
+            seq.Set: (field(word, seq.Set, "value"), C(0, 5)),
+            seq.AluOp: (field(word, seq.AluOp, "imm"), field(word, seq.AluOp, "b")),
+            seq.Load: (field(word, seq.Load, "src", "offset"), field(word, seq.Load, "src", "reg")),
+            seq.Loop: (
+                field(word, seq.Loop, "count", "imm"), field(word, seq.Loop, "count", "reg")
+            ),
+        }  # fmt: skip
+        with m.Switch(word[:OPCODE_BITS]):
+            for scalar, (of_word, number) in sums.items():
+                with m.Case(scalar.opcode):
+                    m.d.comb += [immediate.eq(of_word), register.eq(number)]
+                    if scalar is not seq.Loop:
+                        m.d.sync += read.dst.eq(field(word, scalar, "dst"))
+        registers = self._registers
+        m.d.sync += [
+            read.waits.eq(waits),
+            read.posts.eq(posts),
+            read.drains.eq(field(word, Instruction, "drain") | is_a(word, seq.Halt)),
+            read.is_unknown.eq(is_past | refused.instruction),
+            read.is_refused.eq(is_past | refused.instruction | refused.operand),
+            read.halt.eq(is_a(word, seq.Halt)),
+            read.trap.eq(is_a(word, seq.Trap)),
+            read.set.eq(is_a(word, seq.Set)),
+            read.alu.eq(is_a(word, seq.AluOp)),
+            read.load.eq(is_a(word, seq.Load)),
+            read.loop.eq(is_a(word, seq.Loop)),
+            read.op.eq(field(word, seq.AluOp, "op")),
+            read.x.eq(registers[field(word, seq.AluOp, "a")]),
+            read.y.eq(immediate + registers[register]),
+            read.base.eq(
+                Array(self.bases[b] for b in range(MAX_BASES))[field(word, seq.Load, "src", "base")]
+            ),
+            read.is_empty.eq(field(word, seq.Loop, "length") == 0),
+            read.after.eq(self.pc + 1),
+            read.end.eq(self.pc + 1 + field(word, seq.Loop, "length")),
+            self.engine_opcode.eq(word[:OPCODE_BITS]),
+            self.engine_first_iteration.eq(loops.is_empty | loops.is_first),
+        ]
+        for name, cls in self.instructions.items():
+            m.d.sync += read.engine_is[name].eq(is_a(word, cls))
+            m.d.sync += resolve(getattr(self, f"engine_{name}"), word, cls, registers)
+        return read
 
     def _retirement(self, m: Module) -> RetireQueue | TransferRetireQueue:
         kind = TransferRetireQueue if self.engine == "dma" else RetireQueue
@@ -403,76 +437,77 @@ class Sequencer(wiring.Component):
             for w in When
         )[when]
 
-    def _registers(self, m: Module, word: Value, writes: Value) -> Array:
-        """The scalar registers, with what `seq.set`, `seq.alu` and loaded values write to them."""
-        n = self.chip.seq.registers
-        zero = C(0, signed(REGISTER_BITS))
-        registers = Array(
-            zero if r == 0 else Signal(signed(REGISTER_BITS), name=f"r{r}") for r in range(n)
-        )
+    def _scalar(self, m: Module, it: "_Read", loops: LoopStack, executes: Value) -> Value:
+        """What scalar instructions do, from what was worked out while they were checked: the fault
+        of one that issues."""
         m.submodules.alu = alu = ScalarAlu()
+        result = Signal(signed(REGISTER_BITS))
+        m.d.comb += [alu.op.eq(it.op), alu.x.eq(it.x), alu.y.eq(it.y)]
+        m.d.sync += result.eq(Mux(it.set, it.y, alu.result))
+        value, writes = Signal(signed(REGISTER_BITS)), Signal()
         m.d.comb += [
-            alu.op.eq(field(word, seq.AluOp, "op")),
-            alu.x.eq(registers[field(word, seq.AluOp, "a")]),
-            alu.y.eq(registers[field(word, seq.AluOp, "b")] + field(word, seq.AluOp, "imm")),
+            value.eq(Mux(it.load, self.value.as_signed(), result)),
+            writes.eq(self.value_comes | (executes & (it.set | it.alu))),
         ]
-        result, write, number = Signal(signed(REGISTER_BITS)), Signal(), Signal(5)
-        with m.If(self.value_comes):
-            m.d.comb += [
-                write.eq(1),
-                number.eq(field(word, seq.Load, "dst")),
-                result.eq(self.value.as_signed()),
-            ]
-        for cls, value in ((seq.Set, field(word, seq.Set, "value")), (seq.AluOp, alu.result)):
-            with m.If(writes & is_a(word, cls)):
-                m.d.comb += [write.eq(1), number.eq(field(word, cls, "dst")), result.eq(value)]
-        for r in range(1, n):
-            with m.If(write & (number == r)):
-                m.d.sync += registers[r].eq(result)
-        return registers
+        for r in range(1, self.chip.seq.registers):
+            with m.If(writes & (it.dst == r)):
+                m.d.sync += self._registers[r].eq(value)
 
-    def _loop(
-        self, m: Module, word: Value, registers: Array, loops: LoopStack, fault: Value
-    ) -> None:
-        length = field(word, seq.Loop, "length")
-        count = Signal(signed(REGISTER_BITS + 1))
-        end, outer_end = Signal(PC_BITS), Signal(PC_BITS)
+        load_fault, loop_fault = Signal(4), Signal(4)
+        count, skips, target = Signal(LOOP_BITS), Signal(), Signal(PC_BITS)
+        outer_end = Mux(loops.is_empty, self.count, loops.outer_end)
+        m.d.sync += [
+            self.load_address.eq(it.base.address + it.y),
+            load_fault.eq(Fault.NONE),
+            loop_fault.eq(Fault.NONE),
+            count.eq(it.y),
+            skips.eq(it.y <= 0),
+            target.eq(Mux(it.loop & (it.y <= 0), it.end, it.after)),
+        ]
+        with m.If(it.y[:2] != 0):
+            m.d.sync += load_fault.eq(Fault.ILLEGAL_OPERAND)
+        with m.Elif(~it.base.is_given | (it.y < 0) | (it.y + 4 > it.base.bytes)):
+            m.d.sync += load_fault.eq(Fault.HBM_BOUNDS)
+        with m.If(it.is_empty | (it.end > outer_end)):
+            m.d.sync += loop_fault.eq(Fault.ILLEGAL_OPERAND)
+        with m.Elif((it.y > 0) & loops.is_full):
+            m.d.sync += loop_fault.eq(Fault.LOOP_DEPTH)
         m.d.comb += [
-            count.eq(
-                field(word, seq.Loop, "count", "imm")
-                + registers[field(word, seq.Loop, "count", "reg")]
-            ),
-            end.eq(loops.after + length),
-            outer_end.eq(Mux(loops.is_empty, self.count, loops.outer_end)),
-            loops.push_end.eq(end),
+            self.load_request.eq(executes & it.load),
+            loops.target.eq(target),
+            loops.push.eq(it.loop & ~skips),
+            loops.push_end.eq(it.end),
             loops.push_count.eq(count),
         ]
-        with m.If((length == 0) | (end > outer_end)):
-            m.d.comb += fault.eq(Fault.ILLEGAL_OPERAND)
-        with m.Elif(count <= 0):
-            m.d.comb += loops.skips.eq(1)
-        with m.Elif(loops.is_full):
-            m.d.comb += fault.eq(Fault.LOOP_DEPTH)
-        with m.Else():
-            m.d.comb += loops.push.eq(1)
+        fault = Signal(4)
+        with m.If(it.load):
+            m.d.comb += fault.eq(load_fault)
+        with m.If(it.loop):
+            m.d.comb += fault.eq(loop_fault)
+        with m.If(it.trap):
+            m.d.comb += fault.eq(Fault.TRAP)
+        return fault
 
-    def _load(
-        self, m: Module, word: Value, registers: Array, executes: Value, fault: Value
-    ) -> None:
-        base = Signal(BASE)
-        offset = Signal(signed(REGISTER_BITS + 2))
-        m.d.comb += [
-            base.eq(Array(self.bases[b] for b in range(MAX_BASES))[
-                field(word, seq.Load, "src", "base")
-            ]),
-            offset.eq(
-                field(word, seq.Load, "src", "offset")
-                + registers[field(word, seq.Load, "src", "reg")]
-            ),
-            self.load_address.eq(base.address + offset),
-            self.load_request.eq(executes),
-        ]  # fmt: skip
-        with m.If(offset[:2] != 0):
-            m.d.comb += fault.eq(Fault.ILLEGAL_OPERAND)
-        with m.Elif(~base.is_given | (offset < 0) | (offset + 4 > base.bytes)):
-            m.d.comb += fault.eq(Fault.HBM_BOUNDS)
+
+class _Read:
+    """Registers that hold an instruction from its read to its issue.
+
+    Attributes:
+        waits, posts: channels, if it waits and posts in this iteration.
+        is_refused: it cannot run; is_unknown: as it is no instruction of the queue.
+        set, alu, load, loop, trap, halt, engine_is: what it is.
+        x, y: r[a]; the field and register that scalar instructions add.
+        after, end: the next pc, and that behind a loop's body.
+    """
+
+    def __init__(self, chip: Chip, channels: int, engine_instructions: list[str]) -> None:
+        self.waits, self.posts = Signal(channels), Signal(channels)
+        self.drains, self.is_refused, self.is_unknown = Signal(), Signal(), Signal()
+        self.set, self.alu, self.load, self.loop = Signal(), Signal(), Signal(), Signal()
+        self.trap, self.halt = Signal(), Signal()
+        self.engine_is = {name: Signal(name=f"is_{name}") for name in engine_instructions}
+        self.dst, self.op = Signal(5), Signal(Shape.cast(seq.Alu))
+        self.x, self.y = Signal(signed(REGISTER_BITS)), Signal(signed(SUM_BITS))
+        self.base = Signal(BASE)
+        self.is_empty = Signal()
+        self.after, self.end = Signal(PC_BITS), Signal(PC_BITS)

@@ -180,7 +180,7 @@ class Rtl(HostHbm):
         names = self.chip.queue_names
         peers = [name for q, name in enumerate(names) if q != number]
         *stalls, occupied, runs = counts
-        raw = {stall.name.lower(): stalls[stall] for stall in Stall if 0 < stall < Stall.TOKEN}
+        raw = {stall.name.lower(): stalls[stall] for stall in Stall if stall < Stall.TOKEN}
         awaited = dict(zip(peers, stalls[Stall.TOKEN :], strict=False))
         return queue_report(
             names,
@@ -188,6 +188,7 @@ class Rtl(HostHbm):
                 **raw,
                 "token": [awaited.get(name, 0) for name in names],
                 "issued": int((events["queue"] == number).sum()),
+                "busy": stalls[Stall.BUSY],
                 "end_cycle": end,
                 "occupied": occupied,
                 "runs": runs,

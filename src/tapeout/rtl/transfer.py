@@ -81,7 +81,8 @@ WORDS = [HbmFormat.BF16, HbmFormat.FP32]
 
 
 class Issue:
-    """The presented transfer: combinational values of its resolved operands.
+    """The presented transfer, known after its `check_cycles`: a row's bytes, from these an outer
+    step's, those of all, and what is wrong.
 
     Attributes:
         fault: of `Fault`. moves: whether it has runs.
@@ -96,7 +97,7 @@ class Issue:
         self._chip, self._i = chip, i
         is_block = is_one_of(i.format, BLOCKS)
         pairs = (i.memory == Memory.SPM) & (i.format == HbmFormat.FP32)
-        m.d.comb += self.moves.eq((i.rows != 0) & (i.outer != 0))
+        m.d.sync += self.moves.eq((i.rows != 0) & (i.outer != 0))
 
         # How far it reaches in HBM and in memory; counts are legal where that matters.
         rows, outer = i.rows.as_unsigned()[:COUNT_BITS], i.outer.as_unsigned()[:COUNT_BITS]
@@ -106,16 +107,22 @@ class Issue:
         span = Signal(COUNT_BITS + 34)  # bytes of an outer step
         reach = Signal(COUNT_BITS + PITCH_BITS + 2)  # of all
         end = Signal(signed(COUNT_BITS + PITCH_BITS + 4))
-        m.d.comb += [
+        m.d.comb += end.eq(i.hbm.offset + Mux(i.indexed, 0, reach))
+        m.d.sync += [
             unit.eq(by_format(i.format, lambda f: i.lanes * _unit_bits_of_a_lane(f) >> 3)),
-            step.eq(Mux(is_block, unit, i.row_bytes)),
             units.eq(Mux(is_block, rows >> exact_log2(BLOCK_ROWS), rows)),
             span.eq((units - 1).as_unsigned()[:COUNT_BITS] * step + unit),
             reach.eq((outer - 1).as_unsigned()[:COUNT_BITS] * i.outer_bytes + span),
-            end.eq(i.hbm.offset + Mux(i.indexed, 0, reach)),
         ]
-        last = Signal(signed(SUM_BITS + 4))
-        m.d.comb += last.eq(i.row + (outer - 1) * i.outer_rows + (rows - 1) * i.row_stride + pairs)
+        m.d.comb += step.eq(Mux(is_block, unit, i.row_bytes))
+        across, down, last = (
+            Signal(signed(SUM_BITS + 4), name=n) for n in ("across", "down", "last")
+        )
+        m.d.sync += [
+            across.eq(i.row + (outer - 1) * i.outer_rows),
+            down.eq((rows - 1) * i.row_stride + pairs),
+            last.eq(across + down),
+        ]
         self._judge(m, is_store, is_block, pairs, base, end, last)
         self._describe(m, is_block, base, rows, outer, unit, step, units, span, reach)
 
@@ -126,7 +133,8 @@ class Issue:
         i, chip = self._i, self._chip
         strides_odd = i.row[0] | i.row_stride[0] | i.outer_rows[0]
         pitches = i.hbm.offset.as_unsigned() | Mux(is_block, 0, i.row_bytes) | i.outer_bytes
-        illegal = any_of([
+        illegal = Signal()
+        m.d.sync += illegal.eq(any_of([
             is_store & ~is_one_of(i.format, WORDS),
             (i.lanes == 0) | (i.lane + i.lanes > chip.lanes),
             *((n < 0) | (n > COUNT_MAX) for n in (i.rows, i.outer)),
@@ -136,23 +144,24 @@ class Issue:
             (i.memory == Memory.VMEM) & ~is_one_of(i.format, WORDS),
             pairs & strides_odd,
             (pitches & by_format(i.format, lambda f: alignment_bytes(f) - 1)) != 0,
-        ])  # fmt: skip
+        ]))  # fmt: skip
         index_last = i.index_rows + ((i.rows - 1) >> exact_log2(chip.lanes))
         outside = ~base.is_given | (~i.indexed & ((i.hbm.offset < 0) | (end > base.bytes)))
         memory_rows = Mux(i.memory == Memory.SPM, chip.spm.rows, chip.vmem.rows)
+        m.d.sync += self.fault.eq(Fault.NONE)
         with m.If(illegal):
-            m.d.comb += self.fault.eq(Fault.ILLEGAL_OPERAND)
+            m.d.sync += self.fault.eq(Fault.ILLEGAL_OPERAND)
         with m.Elif(self.moves):
             with m.If(~base.is_given):
-                m.d.comb += self.fault.eq(Fault.HBM_BOUNDS)
+                m.d.sync += self.fault.eq(Fault.HBM_BOUNDS)
             with m.Elif(i.indexed & ((i.index_rows < 0) | (index_last >= chip.vmem.rows))):
-                m.d.comb += self.fault.eq(Fault.VMEM_BOUNDS)
+                m.d.sync += self.fault.eq(Fault.VMEM_BOUNDS)
             with m.Elif(outside):
-                m.d.comb += self.fault.eq(Fault.HBM_BOUNDS)
+                m.d.sync += self.fault.eq(Fault.HBM_BOUNDS)
             with m.Elif(is_store & ~base.is_writable):
-                m.d.comb += self.fault.eq(Fault.HBM_PROTECTION)
+                m.d.sync += self.fault.eq(Fault.HBM_PROTECTION)
             with m.Elif((i.row < 0) | (last >= memory_rows)):
-                m.d.comb += self.fault.eq(
+                m.d.sync += self.fault.eq(
                     Mux(i.memory == Memory.SPM, Fault.SPM_BOUNDS, Fault.VMEM_BOUNDS)
                 )
 
@@ -164,14 +173,14 @@ class Issue:
         m.d.comb += [getattr(shape, n).eq(getattr(i, n)) for n in (
             "format", "memory", "lane", "lanes", "row", "rows", "row_stride", "outer_rows"
         )]  # fmt: skip
-        m.d.comb += [
+        m.d.sync += [
             shape.row_bytes.eq(by_format(i.format, lambda f: (i.lanes * f.format.bits) >> 3)),
             shape.most_rows.eq(self._most_rows()),
         ]
         # Units that touch are one unit.
         inside = Signal()  # an outer step is one
         ends = Signal()
-        m.d.comb += [
+        m.d.sync += [
             inside.eq(~i.indexed & ((step == unit) | (units == 1))),
             ends.eq(~i.indexed & (i.outer_bytes == span)),
             segments.address.eq(base.address + i.hbm.offset),

@@ -74,11 +74,7 @@ class VectorUnit(wiring.Component):
             self.fits.eq(walk.fits),
             self.fault.eq(map_fault(m, chip, self.map)),
             self.occupancy.eq(walk.occupancy),
-            self.latency.eq(
-                walk.occupancy
-                + vpu.depth_cycles
-                + Mux(self.map.reduce != Reduce.NONE, chip.vpu_reduce_cycles, 0)
-            ),
+            self.latency.eq(walk.latency),
         ]
         entry = 5 + vpu.adder_stages  # the stage at which a value enters the functions
         valids = ages(m, walk.step.valid, entry, "valid", resets=True)

@@ -82,7 +82,7 @@ class MapWalk(wiring.Component):
 
     Ports:
         map, start: the instruction, and that it issues. fits: it may.
-        occupancy: its cycles, as of `Map.occupancy`.
+        occupancy, latency: its cycles, from `Map.check_cycles` after it is presented.
         step: in this cycle, if it is valid.
     """
 
@@ -94,6 +94,7 @@ class MapWalk(wiring.Component):
                 "start": In(1),
                 "fits": Out(1),
                 "occupancy": Out(32),
+                "latency": Out(32),
                 "step": Out(step_layout(chip)),
             }
         )
@@ -102,7 +103,11 @@ class MapWalk(wiring.Component):
         m = Module()
         cost = MapCost(m, self.chip, self.map)
         left = Signal(32)  # cycles until the port is free
-        m.d.comb += [self.occupancy.eq(cost.occupancy), self.fits.eq(left == 0)]
+        m.d.comb += [
+            self.occupancy.eq(cost.occupancy),
+            self.latency.eq(cost.latency),
+            self.fits.eq(left == 0),
+        ]
         with m.If(self.start):
             m.d.sync += left.eq(cost.occupancy - 1)
         with m.Elif(left != 0):

@@ -13,7 +13,7 @@ class QueueReport:
 
     Attributes:
         instructions: issued instructions.
-        busy_cycles: cycles in which the queue issued one (one each).
+        busy_cycles: cycles in which the queue read an instruction, checked or issued it.
         stalls: cycles between issues by cause: "fetch" (instructions on their way), "token <queue>"
             (by the queue whose token was awaited), "port" (engine busy, or HBM credits), "drain",
             "memory" (values of seq.load).
@@ -69,7 +69,7 @@ def queue_report(names: tuple[str, ...], raw: dict[str, Any], cycles: int) -> Qu
     stalls |= {f"token {n}": c for n, c in zip(names, raw["token"], strict=True) if c}
     return QueueReport(
         instructions=raw["issued"],
-        busy_cycles=raw["issued"],
+        busy_cycles=raw["busy"],
         stalls=stalls,
         idle_cycles=cycles - raw["end_cycle"],
         end_cycle=raw["end_cycle"],

@@ -1,6 +1,6 @@
 """Properties of hardware loops."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Cat, Module, Signal
 from amaranth.lib import data
 
 from tapeout.rtl.sequencer import LoopStack
@@ -27,7 +27,7 @@ class Loops(Property):
 
     def state(self, m: Module) -> None:
         m.submodules[COMPONENT] = loops = self.make(self.chip)
-        pc = loops.pc
+        pc = Signal(PC_BITS + 1, name="pc")
         advance, push = self.free(m, 1, "advance"), self.free(m, 1, "push")
         skips = self.free(m, 1, "skips")  # a loop of no iterations: the pc goes behind its body
         end = self.free(m, PC_BITS, "push_end")
@@ -38,8 +38,9 @@ class Loops(Property):
         with m.Else():
             m.d.comb += target.eq(pc + 1)
         m.d.comb += [
+            loops.pc.eq(pc),
             loops.advance.eq(advance),
-            loops.skips.eq(skips),
+            loops.target.eq(target),
             loops.push.eq(push),
             loops.push_end.eq(end),
             loops.push_count.eq(count),
@@ -55,12 +56,13 @@ class Loops(Property):
         self.assume(m, ~push | ((count != 0) & ~loops.is_full))
         self.assume(m, pc < 1 << PC_BITS)  # the program has not ended
         next_pc = Signal(PC_BITS + 1, name="next_pc")  # the reference's
+        with m.If(advance):
+            m.d.sync += pc.eq(loops.next_pc)
 
         self._reference(m, pc, target, end, count, advance, push, next_pc)
         stack = self._stack
         top, n = stack[0], self.chip.seq.loop_depth
-        self.claim(m, "next_pc", loops.next_pc == Mux(advance, next_pc, pc))
-        self.claim(m, "after", loops.after == pc + 1)
+        self.claim(m, "next_pc", ~advance | (loops.next_pc == next_pc))
         self.claim(m, "stays_inside", ~top.is_open | ((pc >= top.begin) & (pc < top.end)))
         for k in range(n - 1):
             inner, outer = stack[k], stack[k + 1]

@@ -87,6 +87,7 @@ nb::object peek_written(Machine& m, const std::string& name) {
 nb::dict queue_dict(const sim::QueueCounters& q, int queues) {
   nb::dict out;
   out["issued"] = q.issued;
+  out["busy"] = q.busy;
   out["occupied"] = q.occupied;
   out["runs"] = q.runs;
   out["end_cycle"] = q.end_cycle;

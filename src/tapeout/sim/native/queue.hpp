@@ -18,7 +18,8 @@ struct Stalls {
 };
 
 struct QueueCounters {
-  uint64_t issued = 0;     // instructions; each takes one issue cycle
+  uint64_t issued = 0;     // instructions
+  uint64_t busy = 0;       // cycles in which it read, checked or issued one
   uint64_t occupied = 0;   // cycles of engine ports
   uint64_t runs = 0;       // of DMA, to and from HBM
   Stalls stalls;

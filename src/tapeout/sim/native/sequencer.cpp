@@ -110,12 +110,12 @@ bool Machine::step(Queue& q) {
     q.blocked = Blocked::fetch;
     return false;
   }
-  uint64_t t = std::max(q.next_issue, fetched);
+  const uint64_t read = std::max(q.next_issue, fetched);  // the cycle that reads its registers
   try {
     if (q.pc >= int64_t(q.stream->code.size())) illegal(q);
     if (q.stream->legal[size_t(q.pc)] != 1) illegal(q);
   } catch (ProgramFault& fault) {
-    fail(q, std::move(fault), t);
+    fail(q, std::move(fault), read + 2);
     return false;
   }
   const isa::Instr& ins = q.stream->code[size_t(q.pc)];
@@ -164,13 +164,15 @@ bool Machine::step(Queue& q) {
 
   // All is known: the issue cycle, and what the queue waited for since it could issue.
   Stalls& stalls = q.counters.stalls;
-  t = q.next_issue;
+  uint64_t t = q.next_issue;
   const auto until = [&t](uint64_t cycle, uint64_t& cause) {
     if (cycle <= t) return;
     cause += cycle - t;
     t = cycle;
   };
   until(fetched, stalls.fetch);
+  const uint64_t busy = 1 + isa::check_cycles(ins.op);
+  t += busy;
   for (uint32_t rest = waits; rest != 0; rest &= rest - 1) {
     const Channel& c = channels_[size_t(incoming_[size_t(q.id * 24 + std::countr_zero(rest))])];
     until(c.tokens[c.slot_of(c.waits)].visible, stalls.token[c.producer]);
@@ -184,6 +186,7 @@ bool Machine::step(Queue& q) {
 
   ++q.index;
   ++q.counters.issued;
+  q.counters.busy += busy + 1;
   uint32_t event = 0;
   if (trace_ != nullptr) event = trace_->issue(q.id, q.pc, t);
   for (uint32_t rest = waits; rest != 0; rest &= rest - 1) {
