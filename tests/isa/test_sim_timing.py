@@ -3,7 +3,7 @@
 Chip `tiny`: an mxu.load of 8 rows takes 4 cycles (2 rows a cycle), a pass of up to 4 rows 4 cycles
 and 24 + rows until its last write (2 * 8 array rows, 1 column group, 4 to accumulate, 3); vpu: 2
 rows a cycle, 16 cycles deep, 5 more to reduce; tokens take 2 cycles; requests and responses 8 each.
-A queue issues scalar instructions and those of mxu 3 cycles apart at least, maps 5, transfers 6.
+A scalar instruction issues 3 cycles after the one before at the earliest, one of mxu 4, others 6.
 """
 
 import dataclasses
@@ -78,12 +78,12 @@ def test_loads_run_under_passes() -> None:
     assert cycles["mxu"] == [
         (0, 20),  # occupancy 4; row 7 is read up to 7 * 2 cycles later
         (4, 4 + 27),
-        (7, 32),  # retires in order: a cycle after the pass
-        (11, 11 + 33),
-        (14, 45),  # two rows take the port as long as eight
-        (20, 46),  # the stream port was taken for 9 rows: 20 + 25 = 45, a cycle after the load
-        (24, 49),  # and for 4 cycles at least
-        (49, 50),
+        (8, 32),  # retires in order: a cycle after the pass
+        (12, 12 + 33),
+        (16, 46),  # two rows take the port as long as eight
+        (21, 47),  # the stream port was taken for 9 rows: 21 + 25 = 46, a cycle after the load
+        (25, 50),  # and for 4 cycles at least
+        (50, 51),
     ]
 
 
@@ -98,7 +98,7 @@ def test_transposed_and_strided_loads() -> None:
       seq.halt
     """
     _, cycles = run(text, load("tiny", ["mxu.load_rows_per_cycle_transposed=4"]))
-    assert issues(cycles, "mxu") == [0, 3, 11, 15, 15 + 32]
+    assert issues(cycles, "mxu") == [0, 4, 12, 16, 16 + 32]
 
 
 @pytest.mark.parametrize(
@@ -129,12 +129,12 @@ def test_vector_rates() -> None:
     """)
     assert cycles["vpu"] == [
         (0, 19),  # ceil(5 / 2) steps, and the depth of 16
-        (5, 26),  # a row a step: all in one bank
-        (10, 28),  # 2 pairs of rows are in the 4 banks: 2 steps
-        (15, 39),  # 3 tiles of 1 step, and 5 to reduce
-        (20, 40),  # along the tiles: ceil(5 / 2); retires in order
-        (40, 41),
+        (6, 27),  # a row a step: all in one bank
+        (12, 30),  # 2 pairs of rows are in the 4 banks: 2 steps
+        (18, 42),  # 3 tiles of 1 step, and 5 to reduce
+        (24, 43),  # along the tiles: ceil(5 / 2)
         (43, 44),
+        (46, 47),
     ]
 
 
@@ -151,7 +151,7 @@ def test_vector_rates_of_functions_and_accumulators() -> None:
     assert cycles["vpu"][:3] == [
         (0, tanh + 16),
         (tanh, tanh + 4 + 16),  # every other row of acc is in one bank of two
-        (tanh + 5, tanh + 5 + 4 + 16 + 5),  # along the tiles of one row after another
+        (tanh + 6, tanh + 6 + 4 + 16 + 5),  # along the tiles of one row after another
     ]
 
 
@@ -180,7 +180,7 @@ def test_tokens_take_their_latency_after_retirement() -> None:
     matmul, use = cycles["mxu"][1], cycles["vpu"][1]
     assert matmul == (4, 4 + 224)
     assert use[0] == 228 + 2
-    assert result.queues["vpu"].stalls["token mxu"] == use[0] - cycles["vpu"][0][0] - 5
+    assert result.queues["vpu"].stalls["token mxu"] == use[0] - cycles["vpu"][0][0] - 6
     assert result.trace is not None
     assert result.cycles == int(result.trace.issue.max()) + 1
 
@@ -261,7 +261,7 @@ def test_one_transfer_by_hand() -> None:
     start = int(trace.issue[1])
     sizes = [64] + [128] * 7  # 960 bytes from 64 on, cut at multiples of 128
     back: list[int] = []
-    generated, at, last = start, 64, 0
+    generated, at, last = start + 1, 64, 0
     for number, nbytes in enumerate(sizes):
         generated = max(generated + 1, back[number - 3] + 1 if number >= 3 else 0)
         done = hbm.access(generated + 8, at, nbytes, False)
@@ -272,7 +272,7 @@ def test_one_transfer_by_hand() -> None:
     store = int(trace.issue[3])
     assert int(trace.issue[2]) == start + 3
     assert store == generated
-    sent, at = 0, 4096
+    sent, at, generated = 0, 4096, store + 1
     for nbytes in (128, 128, 64):
         generated = max(generated + 1, back[len(back) - 3] + 1)
         sent = max(sent, generated) + nbytes // 32

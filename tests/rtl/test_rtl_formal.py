@@ -77,11 +77,11 @@ FAULTS = {
         "loops", sequencer, "LoopStack", "self.next_pc.eq(begin[d])",
         "self.next_pc.eq(begin[0])"),
     "the last iteration is the one before": (
-        "loops", sequencer, "LoopStack", "self.is_last.eq(left[top] == 0)",
-        "self.is_last.eq(left[top] <= 1)"),
+        "loops", sequencer, "LoopStack", "self.is_last.eq(left[d] == 0)",
+        "self.is_last.eq(left[d] <= 1)"),
     "an instruction retires a cycle early": (
-        "retirement", tokens, "RetireQueue", 'after.eq(Mux(self.push_latency > left + 1',
-        'after.eq(Mux(self.push_latency > left + 2'),
+        "retirement", tokens, "RetireQueue", 'is_later.eq(self.push_latency > left + 1)',
+        'is_later.eq(self.push_latency > left + 2)'),
     "a post takes a transfer's done": (
         "transfer-retirement", tokens, "TransferRetireQueue", '(pop & head["is_transfer"])', "pop"),
 }  # fmt: skip

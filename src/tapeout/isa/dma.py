@@ -57,8 +57,8 @@ class HbmFormat(enum.IntEnum):
 
 
 BLOCK_ROWS = 32  # rows of a group of the block formats
-TAKE_UP_CYCLES = 1  # from issue to the first request
-INDEXED_TAKE_UP_CYCLES = 4  # the same where an index is read and multiplied first
+TAKE_UP_CYCLES = 2  # from issue to the first request
+INDEXED_TAKE_UP_CYCLES = 7  # the same where an index is read and multiplied first
 
 
 def alignment_bytes(fmt: HbmFormat) -> int:

@@ -50,6 +50,7 @@ class Load(Instruction):
     mnemonic = "mxu.load"
     opcode = 16
     engine = "mxu"
+    check_cycles = 2  # products of strides and counts, bounds
     faults = (
         Fault.ILLEGAL_OPERAND,
         Fault.SPM_BOUNDS,
@@ -116,6 +117,7 @@ class Matmul(Instruction):
     mnemonic = "mxu.matmul"
     opcode = 17
     engine = "mxu"
+    check_cycles = 2  # products of strides and counts, bounds
     faults = (
         Fault.ILLEGAL_OPERAND,
         Fault.SPM_BOUNDS,
@@ -181,6 +183,7 @@ class Unload(Instruction):
     mnemonic = "mxu.unload"
     opcode = 18
     engine = "mxu"
+    check_cycles = 2  # products of strides and counts, bounds
     faults = (
         Fault.ILLEGAL_OPERAND,
         Fault.ACC_BOUNDS,

@@ -124,7 +124,7 @@ class Map(Instruction):
     mnemonic = "vpu.map"
     opcode = 32
     engine = "vpu"
-    check_cycles = 3  # products of strides and counts, their sums, bounds
+    check_cycles = 4  # rows of a step, steps of a row or tile, of all, cycles; bounds
     faults = (
         Fault.ILLEGAL_OPERAND,
         Fault.SPM_BOUNDS,

@@ -20,7 +20,12 @@ from .tools import call
 TIMEOUT_S = 3600
 MACRO_BITS = 4096  # a memory of as many is a macro, a smaller one is made of registers
 
+# Twice `if -g` balances delays; what lies off the slowest path, `&nf` then makes small.
 _ABC = """\
+strash
+if -g -K 6
+strash
+if -g -K 6
 strash
 &get -n
 &st

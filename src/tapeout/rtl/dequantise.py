@@ -102,15 +102,17 @@ class Dequantiser(wiring.Component):
         })  # fmt: skip
 
         wide, low_wide = Signal(_SUM_BITS), Signal(_SUM_BITS)
-        total, negative = Signal(signed(_SUM_BITS + 2)), Signal()
+        total, reverse = Signal(signed(_SUM_BITS + 2)), Signal(_SUM_BITS)
+        negative = Signal()
         m.d.comb += [
             wide.eq(first["product"] << first["shift"]),
             low_wide.eq(first["low"] << first["low_shift"]),
             total.eq(Mux(first["sign"] ^ first["low_sign"], wide - low_wide, wide + low_wide)),
+            reverse.eq(low_wide - wide),
             negative.eq(total < 0),
         ]
         second = _registers(m, "sum", {
-            "magnitude": Mux(negative, -total, total)[:_SUM_BITS],
+            "magnitude": Mux(negative, reverse, total)[:_SUM_BITS],
             "sign": Mux(total == 0, first["sign"] & first["low_sign"], first["sign"] ^ negative),
             "special": first["nan"] | first["inf"],
             "value": Mux(first["nan"], NAN, Cat(C(INFINITY, 15), first["inf_sign"])),

@@ -7,7 +7,7 @@ Contract: `tapeout.isa.dma`, and the cycles of docs/timing.md ("Transfers"). Of
 
 from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, wiring
-from amaranth.lib.fifo import SyncFIFO
+from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
 from tapeout.chip import Chip
@@ -150,7 +150,7 @@ class DmaEngine(wiring.Component):
             walker.begins.eq(begins),
             walker.run_left.eq(Mux(inside, left, generator.bytes)),
             walker.advance.eq(sends),
-            ends.eq(walker.piece.bytes == walker.run_left),
+            ends.eq(walker.ends),
             path.takes.eq(sends),
             path.piece.eq(walker.piece),
             self.sends.eq(path.sends),
@@ -193,9 +193,9 @@ class DmaEngine(wiring.Component):
         self, m: Module, run: data.View, requested: Value, load_begins: Value, shape: data.View
     ) -> tuple[Value, Value]:
         """Runs end in order: (one does, and it is its transfer's last)."""
-        m.submodules.runs = runs = SyncFIFO(width=RUN.size, depth=self.chip.dma.credits)
-        m.submodules.shapes = shapes = SyncFIFO(
-            width=SHAPE.size, depth=self.chip.seq.retire_entries
+        m.submodules.runs = runs = SyncFIFOBuffered(width=RUN.size, depth=self.chip.dma.credits + 1)
+        m.submodules.shapes = shapes = SyncFIFOBuffered(
+            width=SHAPE.size, depth=self.chip.seq.retire_entries + 1
         )
         m.submodules.load_walker = walker = PieceWalker(self.chip, formats=list(HbmFormat))
         m.submodules.load_path = path = load_path.LoadPath(self.chip)
@@ -218,7 +218,7 @@ class DmaEngine(wiring.Component):
             walker.advance.eq(takes),
             ends.eq(
                 Mux(head.is_store, runs.r_rdy & self.data_comes,
-                    takes & (walker.piece.bytes == walker.run_left))
+                    takes & walker.ends)
             ),
             path.takes.eq(takes),
             path.piece.eq(walker.piece),

@@ -1,6 +1,6 @@
 """Instruction fetch of one queue: a window of lines of its stream, requested in order."""
 
-from amaranth.hdl import Module, Mux, Signal
+from amaranth.hdl import C, Cat, Module, Mux, Signal
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
@@ -51,7 +51,9 @@ class FetchUnit(wiring.Component):
     def __init__(self, chip: Chip) -> None:
         self.lines = chip.seq.fetch_lines
         self.line_words = chip.seq.fetch_line_instructions
-        self.run_words = chip.hbm.interleave_bytes // WORD_BYTES
+        # Lines and interleave units are powers of two, and lines are aligned: runs are all alike.
+        self.run_words = min(self.line_words, chip.hbm.interleave_bytes // WORD_BYTES)
+        self.runs = self.line_words // self.run_words  # of a line
         super().__init__(FETCH)
 
     def elaborate(self, platform: object) -> Module:
@@ -62,56 +64,55 @@ class FetchUnit(wiring.Component):
         m.d.sync += count_lines.eq((self.count + self.line_words - 1) >> line_bits)
 
         base, following = Signal(PC_BITS), Signal(PC_BITS)  # the window's first line; to request
-        left = Signal(PC_BITS)  # words to request of the line that has begun
-        run_address = Signal(ADDRESS_BITS)
+        line, run = (
+            Signal(PC_BITS),
+            Signal(range(max(self.runs, 2))),
+        )  # that was requested; next run
         outstanding, drop = Signal(PC_BITS), Signal(PC_BITS)  # words to come; of those, to drop
         filled = Signal(PC_BITS)  # instructions below have come
 
-        restarts, begins = Signal(), Signal()
-        line = Signal(PC_BITS)
-        address, words_left = Signal(ADDRESS_BITS), Signal(PC_BITS)
+        # Whether the window starts anew is known late: what follows is worked out both ways.
+        restarts, goes_on, begins = Signal(), Signal(), Signal()
+        inside = run != 0  # a line that has begun is requested to its end
         m.d.comb += [
             restarts.eq(
                 self.active
                 & ~((self.low >= base) & (self.low < base + self.lines))
                 & (self.low < count_lines)
             ),
-            line.eq(Mux(restarts, self.low, following)),
-            begins.eq(
-                self.active & (left == 0) & (line < self.low + self.lines) & (line < count_lines)
-            ),
-            address.eq(
-                Mux(left != 0, run_address, self.code_base + line * (self.line_words * WORD_BYTES))
-            ),
-            words_left.eq(Mux(left != 0, left, self.line_words)),
+            goes_on.eq((following < self.low + self.lines) & (following < count_lines)),
+            begins.eq(self.active & ~inside & (restarts | goes_on)),
         ]
-        # A run ends where an interleave unit does.
-        room = self.run_words - (address >> exact_log2(WORD_BYTES)) % self.run_words
+        asked = Mux(inside, line, Mux(restarts, self.low, following))
         m.d.comb += [
-            self.request.eq(begins | (left != 0)),
-            self.request_address.eq(address),
-            self.request_words.eq(Mux(words_left < room, words_left, room)),
+            self.request.eq(begins | inside),
+            self.request_address.eq(
+                self.code_base
+                + Cat(
+                    C(0, exact_log2(self.run_words * WORD_BYTES)),
+                    run[: exact_log2(self.runs)],
+                    asked,
+                )
+            ),
+            self.request_words.eq(self.run_words),
         ]
         with m.If(self.request):
-            m.d.sync += [
-                left.eq(words_left - self.request_words),
-                run_address.eq(address + self.request_words * WORD_BYTES),
-            ]
+            m.d.sync += [line.eq(asked), run.eq(run + 1 if self.runs > 1 else 0)]
         with m.If(self.active):
             m.d.sync += [
                 base.eq(self.low),
-                following.eq(line + begins),
+                following.eq(Mux(restarts, self.low + ~inside, following + (goes_on & ~inside))),
                 outstanding.eq(outstanding + Mux(begins, self.line_words, 0) - self.comes),
             ]
-        keeps = Signal()
-        m.d.comb += keeps.eq(self.comes & (drop == 0) & ~restarts)
+        is_current = self.comes & (drop == 0)
+        keeps = is_current & ~restarts
         with m.If(restarts):
             m.d.sync += [
                 drop.eq(outstanding - self.comes),
                 filled.eq(self.low << line_bits),
             ]
         with m.Elif(self.comes):
-            m.d.sync += [drop.eq(drop - (drop != 0)), filled.eq(filled + keeps)]
+            m.d.sync += [drop.eq(drop - (drop != 0)), filled.eq(filled + is_current)]
 
         m.submodules.window = window = memory.Memory(
             shape=WORD_BITS, depth=1 << window_bits, init=[]

@@ -263,8 +263,8 @@ def _leading_zeros(bits: Value) -> Value:
     the count, and which half's count is below it."""
 
     def halved(bits: Value) -> tuple[Value, Value]:  # (count, whether all are zero)
-        if len(bits) == 1:
-            return C(0, 0), ~bits
+        if len(bits) == 2:
+            return ~bits[1], ~bits.any()
         half = len(bits) // 2
         (low, low_is_zero), (high, high_is_zero) = halved(bits[:half]), halved(bits[half:])
         count = Cat(Mux(high_is_zero, low, high), high_is_zero)

@@ -14,7 +14,7 @@ from tapeout.isa.dma import HbmFormat, Memory
 
 from .boxes import box
 from .decode import any_of
-from .dequantise import Dequantiser, kind_of
+from .dequantise import KIND, Dequantiser, kind_of
 from .memory import spm_writes, vmem_writes
 from .pieces import PIECE, next_stage, slot_elements, slot_holds, slot_row, slots
 from .shift import left, right
@@ -62,9 +62,11 @@ class LoadPath(wiring.Component):
         rows = self._aligned(m)
         takes, piece = next_stage(m, self.takes, self.piece, "aligned")
         lanes, masks = self._placed(m, rows, piece)
+        kind = Signal(KIND, name="placed_kind")
+        m.d.sync += kind.eq(kind_of(m, piece.transfer.format))
         takes, piece = next_stage(m, takes, piece, "placed")
         scales = self._scales(m, takes, piece, lanes, masks)
-        self._rows(m, platform, takes, piece, lanes, masks, scales)
+        self._rows(m, platform, takes, piece, kind, lanes, masks, scales)
         return m
 
     def _aligned(self, m: Module) -> list[Signal]:
@@ -139,12 +141,11 @@ class LoadPath(wiring.Component):
         return held
 
     def _rows(
-        self, m: Module, platform: object, takes: Value, piece: data.View, lanes: list[Signal],
-        masks: list[Signal], scales: list[data.View],
+        self, m: Module, platform: object, takes: Value, piece: data.View, kind: Value,
+        lanes: list[Signal], masks: list[Signal], scales: list[data.View],
     ) -> None:  # fmt: skip
         n = self.chip.lanes
         narrow = []
-        kind = kind_of(m, piece.transfer.format)
         for k in range(self.slots):
             bits = self._bits(k)
             values = []

@@ -88,7 +88,7 @@ class MapCost:
                         self.apart.eq(Mux(joins, -(-vpu.adder_stages // p), 1)),
                         around.eq((p - 1) * round_cycles(chip)),
                     ]
-        full, steps, cycles = Signal(17), Signal(33), Signal(32)
+        full, inner_steps, steps, cycles = Signal(17), Signal(17), Signal(33), Signal(32)
         after = Signal(range(vpu.depth_cycles + chip.vpu_reduce_cycles + 1))
         self.occupancy, self.latency = Signal(32), Signal(32)
         m.d.comb += [
@@ -96,7 +96,8 @@ class MapCost:
             cycles.eq(steps * self.passes),
         ]
         m.d.sync += [
-            steps.eq(self.outer * Mux(full < self.apart, self.apart, full)),
+            inner_steps.eq(Mux(full < self.apart, self.apart, full)),
+            steps.eq(self.outer * inner_steps),
             after.eq(vpu.depth_cycles + Mux(i.reduce != Reduce.NONE, chip.vpu_reduce_cycles, 0)),
             around_after.eq(around + after),
             self.occupancy.eq(cycles + around),
@@ -160,10 +161,10 @@ def _bounds(m: Module, chip: Chip, i: data.View) -> list[tuple[Value, Fault]]:
             for n in ("across", "down", "last", "last_packed")
         )
         m.d.sync += [
-            across.eq(o.imm + tiles * o.tile_stride),
+            across.eq(tiles * o.tile_stride),
             down.eq(rows * o.row_stride),
-            whole.eq(across + down),
-            scalars.eq(across + packed),
+            whole.eq(o.imm + across + down),
+            scalars.eq(o.imm + across + packed),
         ]
         found += [
             (is_kind(o, Kind.SPM_BF16) & outside(o.imm, whole, spm), Fault.SPM_BOUNDS),

@@ -116,19 +116,22 @@ class MatrixUnit(wiring.Component):
         with m.If(starts_pass):
             m.d.sync += [active.eq(tile), has_active.eq(1), has_shadow.eq(0)]
 
-        # What is worked out while it is checked.
-        total, load_cycles, rows = Signal(33), Signal(CYCLE_BITS), Signal(33)
-        of_matmul = (self.matmul.rows[:17] * self.matmul.outer)[: len(total)]
+        # What is worked out while it is checked: first products, then what follows from them.
+        total, load_cycles, wave = Signal(33), Signal(CYCLE_BITS), Signal(CYCLE_BITS)
+        rows, pass_cycles = Signal(33), Signal(CYCLE_BITS)
+        least = self.chip.mxu.accumulate_cycles
+        now_rows = Mux(is_unload, self.chip.mxu.rows, total)
+        by_wave = (self.load.k - 1)[: len(k)] * self.chip.mxu.adder_stages
+        beyond = self.array.latency_cycles + self.chip.mxu.accumulate_cycles + 3
         m.d.sync += [
-            total.eq(of_matmul),
-            rows.eq(Mux(is_unload, self.chip.mxu.rows, of_matmul)),
+            total.eq(self.matmul.rows[:17] * self.matmul.outer),
             load_cycles.eq(Mux(self.load.transposed, transposed.cycles, straight.slots)),
+            wave.eq(Mux(self.load.transposed, 0, by_wave)),
+            rows.eq(now_rows),
+            pass_cycles.eq(Mux(now_rows > least, now_rows, least)),
+            self.latency.eq(Mux(is_load, load_cycles + 2 + wave, now_rows + beyond)),
         ]
-        pass_cycles, least = Signal(CYCLE_BITS), self.chip.mxu.accumulate_cycles
-        m.d.comb += [
-            pass_cycles.eq(Mux(rows > least, rows, least)),
-            self.occupancy.eq(Mux(is_load, load_cycles, pass_cycles)),
-        ]
+        m.d.comb += self.occupancy.eq(Mux(is_load, load_cycles, pass_cycles))
         adds, unsettled = Signal(), Signal()
         accumulate = Array(
             {
@@ -144,9 +147,6 @@ class MatrixUnit(wiring.Component):
         ]
         load_left = self._port(m, "load_left", starts_load, load_cycles)
         pass_left = self._port(m, "pass_left", starts_pass, pass_cycles)
-        wave = Signal(range((self.chip.mxu.rows - 1) * self.chip.mxu.adder_stages + 1))
-        by_wave = (self.load.k - 1)[: len(k)] * self.chip.mxu.adder_stages
-        m.d.sync += wave.eq(Mux(self.load.transposed, 0, by_wave))
         m.d.comb += [
             self.fits.eq(
                 Mux(
@@ -155,22 +155,13 @@ class MatrixUnit(wiring.Component):
                     (pass_left == 0) & (~has_shadow | (load_left == 0)) & ~unsettled,
                 )
             ),
-            self.latency.eq(
-                Mux(
-                    is_load,
-                    load_cycles + 2 + wave,
-                    rows + self.array.latency_cycles + self.chip.mxu.accumulate_cycles + 3,
-                )
-            ),
         ]
-        fault = Signal(4)
-        m.d.sync += self.fault.eq(fault)
-        with m.If(is_load):
-            self._judge_load(m, fault)
-        with m.Elif(is_unload):
-            self._judge_unload(m, fault, has_shadow | has_active, k)
-        with m.Else():
-            self._judge_matmul(m, fault, has_shadow | has_active, of_matmul)
+        faults = [
+            self._judge_load(m),
+            self._judge_unload(m, has_shadow | has_active, k),
+            self._judge_matmul(m, has_shadow | has_active, total),
+        ]
+        m.d.sync += self.fault.eq(Mux(is_load, faults[0], Mux(is_unload, faults[1], faults[2])))
         self._passes(m, starts_pass, is_unload, has_shadow, k, n, total, adds, accumulator)
         return m
 
@@ -196,44 +187,49 @@ class MatrixUnit(wiring.Component):
 
     # --- what is refused ---
 
-    def _judge_load(self, m: Module, fault: Value) -> None:
+    def _judge_load(self, m: Module) -> Value:
         load, chip = self.load, self.chip
-        count = Mux(load.transposed, load.n, load.k)
-        last = Signal(signed(SUM_BITS + 4))
+        fault, illegal, reach = Signal(4), Signal(), Signal(signed(SUM_BITS))
+        last = load.src + reach
         aligned = load.src[: exact_log2(chip.spm.banks_per_stripe)] == 0
-        m.d.comb += last.eq(load.src + (count[:9] - 1) * load.stride)
-        with m.If(
-            (load.k < 1) | (load.k > chip.mxu.rows) | (load.n < 1) | (load.n > chip.mxu.cols)
-            | (load.stride == 0) | (~load.transposed & ((load.stride != 1) | ~aligned))
-        ):  # fmt: skip
+        m.d.sync += [
+            reach.eq((Mux(load.transposed, load.n, load.k)[:9] - 1) * load.stride),
+            illegal.eq(
+                (load.k < 1) | (load.k > chip.mxu.rows) | (load.n < 1) | (load.n > chip.mxu.cols)
+                | (load.stride == 0) | (~load.transposed & ((load.stride != 1) | ~aligned))
+            ),
+        ]  # fmt: skip
+        with m.If(illegal):
             m.d.comb += fault.eq(Fault.ILLEGAL_OPERAND)
         with m.Elif((load.src < 0) | (last >= chip.spm.rows)):
             m.d.comb += fault.eq(Fault.SPM_BOUNDS)
+        return fault
 
-    def _judge_matmul(self, m: Module, fault: Value, has_weights: Value, total: Value) -> None:
+    def _judge_matmul(self, m: Module, has_weights: Value, total: Value) -> Value:
         it, chip = self.matmul, self.chip
-        last, last_result = Signal(signed(SUM_BITS + 4)), Signal(signed(SUM_BITS + 4))
-        m.d.comb += [
-            last.eq(it.src + (it.outer - 1) * it.outer_stride + (it.rows[:16] - 1) * it.stride),
-            last_result.eq(it.dst + total - 1),
+        fault, illegal = Signal(4), Signal()
+        across, down = Signal(signed(SUM_BITS + 4)), Signal(signed(SUM_BITS + 4))
+        last, last_result = across + down, it.dst + total - 1
+        m.d.sync += [
+            across.eq(it.src + (it.outer - 1) * it.outer_stride),
+            down.eq((it.rows[:16] - 1) * it.stride),
+            illegal.eq((it.rows < 1) | (it.rows > COUNT_MAX) | (it.outer == 0)),
         ]
-        with m.If(
-            (it.rows < 1) | (it.rows > COUNT_MAX) | (it.outer == 0) | (total > COUNT_MAX)
-            | ~has_weights
-        ):  # fmt: skip
+        with m.If(illegal | (total > COUNT_MAX) | ~has_weights):
             m.d.comb += fault.eq(Fault.ILLEGAL_OPERAND)
         with m.Elif((it.src < 0) | (last >= chip.spm.rows)):
             m.d.comb += fault.eq(Fault.SPM_BOUNDS)
         with m.Elif((it.dst < 0) | (last_result >= chip.acc.rows)):
             m.d.comb += fault.eq(Fault.ACC_BOUNDS)
+        return fault
 
-    def _judge_unload(self, m: Module, fault: Value, has_weights: Value, k: Value) -> None:
-        last = Signal(signed(SUM_BITS + 2))
-        m.d.comb += last.eq(self.unload.dst + k - 1)
+    def _judge_unload(self, m: Module, has_weights: Value, k: Value) -> Value:
+        fault, last = Signal(4), self.unload.dst + k - 1
         with m.If(~has_weights):
             m.d.comb += fault.eq(Fault.ILLEGAL_OPERAND)
         with m.Elif((self.unload.dst < 0) | (last >= self.chip.acc.rows)):
             m.d.comb += fault.eq(Fault.ACC_BOUNDS)
+        return fault
 
     # --- passes ---
 

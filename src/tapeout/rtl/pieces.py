@@ -18,8 +18,7 @@ from .transfer import (
     ROW_BITS,
     ROW_BYTES_BITS,
     SHAPE,
-    by_format,
-    is_one_of,
+    WIDTHS,
 )
 
 RUN_BITS = 16  # bytes of a run
@@ -51,7 +50,6 @@ PIECE = data.StructLayout(
         "transfer": SHAPE,
     }
 )
-WIDTHS = [4, 8, 16, 32]
 
 
 def next_stage(m: Module, takes: Value, piece: data.View, name: str) -> tuple[Signal, data.View]:
@@ -64,8 +62,8 @@ def next_stage(m: Module, takes: Value, piece: data.View, name: str) -> tuple[Si
 class PieceWalker(wiring.Component):
     """Walks the rows of transfers:
 
-    `piece` is the next one, of a run of which `run_left` bytes are left. `advance` takes it; with
-    `begins`, it is a transfer's first, of shape `shape`.
+    `piece` is the next one, of a run of which `run_left` bytes are left; `ends`: it has them all.
+    `advance` takes it; with `begins`, it is a transfer's first, of shape `shape`.
     """
 
     def __init__(self, chip: Chip, *, formats: list[HbmFormat]) -> None:
@@ -77,6 +75,7 @@ class PieceWalker(wiring.Component):
                 "run_left": In(RUN_BITS),
                 "advance": In(1),
                 "piece": Out(PIECE),
+                "ends": Out(1),
             }
         )
 
@@ -84,8 +83,7 @@ class PieceWalker(wiring.Component):
         m = Module()
         count = slots(self.chip)
         shape, piece = self.shape, self.piece
-        blocks = [f for f in self.formats if f in BLOCKS]
-        is_block = is_one_of(shape.format, blocks) if blocks else C(0, 1)
+        is_block = shape.is_block if set(self.formats) & set(BLOCKS) else C(0, 1)
 
         # Where it is, or begins.
         held = Signal(data.StructLayout({
@@ -107,20 +105,19 @@ class PieceWalker(wiring.Component):
         row_bytes = Signal(ROW_BYTES_BITS)
         left = Signal(COUNT_BITS)
         most = Signal(range(count + 1))
-        scales_bytes = by_format(shape.format, lambda f: f.format.scale_bytes)
-        wide = scales_bytes[2]  # two rows of fp16
+        wide = shape.scale_bytes[2]  # two rows of fp16
         m.d.comb += [
             row_bytes.eq(shape.row_bytes),
             left.eq(Mux(is_block, BLOCK_ROWS - now.in_group, now.left)),
             most.eq(shape.most_rows),
-            piece.width.eq(by_format(shape.format, lambda f: WIDTHS.index(f.format.bits))),
+            piece.width.eq(shape.width),
         ]
         with m.If(now.is_scale):
             m.d.comb += [
-                row_bytes.eq(Mux(scales_bytes[0], shape.lanes, shape.lanes << 1)),
+                row_bytes.eq(Mux(shape.scale_bytes[0], shape.lanes, shape.lanes << 1)),
                 left.eq(Mux(wide, 2 - now.in_group, 1)),
                 most.eq(2),
-                piece.width.eq(Mux(scales_bytes[0], WIDTHS.index(8), WIDTHS.index(16))),
+                piece.width.eq(Mux(shape.scale_bytes[0], WIDTHS.index(8), WIDTHS.index(16))),
             ]
         limit = Signal(range(count + 1))
         m.d.comb += limit.eq(Mux(left < most, left, most))
@@ -132,12 +129,15 @@ class PieceWalker(wiring.Component):
         m.d.comb += [
             asked.eq(self.run_left + now.at),
             room.eq(line[limit]),
-            end.eq(Mux(asked < room, asked, room)),
+            self.ends.eq(asked <= room),
+            end.eq(Mux(self.ends, asked, room)),
         ]
-        done = Signal(range(count + 1))
+        # Rows end up to the limit, or as the run's bytes allow; the latter waits for no limit.
+        done, within = Signal(range(count + 1)), Signal(range(count + 1))
         for k in range(1, count + 1):
-            with m.If(end >= line[k]):
-                m.d.comb += done.eq(k)
+            with m.If(asked >= line[k]):
+                m.d.comb += within.eq(k)
+        m.d.comb += done.eq(Mux(self.ends, within, limit))
         m.d.comb += [
             piece.bytes.eq(end - now.at),
             piece.start.eq(now.at),
@@ -152,7 +152,7 @@ class PieceWalker(wiring.Component):
         # The next place.
         then = Signal(held.shape())
         ends_step = Signal()
-        m.d.comb += [then.eq(now), then.at.eq(end - line[done])]
+        m.d.comb += [then.eq(now), then.at.eq(Mux(self.ends, asked - line[within], 0))]
         stride_rows = Array(shape.row_stride * k for k in range(count + 1))[done]
         with m.If(now.is_scale):
             m.d.comb += then.in_group.eq(now.in_group + done)

@@ -17,14 +17,14 @@ from .memory import vmem_reads
 from .pieces import RUN_BITS
 from .transfer import COUNT_BITS, SEGMENTS
 
-AHEAD = 4  # indexed addresses that are held or on their way: as many as the stages of the loop
+AHEAD = 6  # indexed addresses that are held or on their way: as many as the stages of the loop
 
 
 class IndexedAddresses(wiring.Component):
     """Addresses of an indexed transfer's rows, in order, one a cycle:
 
-    A row of vmem is read for each; its index is chosen in the cycle after, multiplied in the third,
-    and the address is there in the fourth cycle after `start`.
+    A row of vmem is read for each, its index chosen in the cycle after, then multiplied, added to
+    the base and compared with its end: the address is there in the sixth cycle after `start`.
 
     Ports:
         start: a transfer with `segments` issues.
@@ -84,12 +84,13 @@ class IndexedAddresses(wiring.Component):
             came.eq(reads), came_lane.eq(row[:lane_bits]), came_outer.eq(outer_address),
             ready.eq(came), index.eq(indices[came_lane]), index_outer.eq(came_outer),
         ]  # fmt: skip
-        address = Signal(signed(67))
-        outside = Signal()
-        m.d.comb += [
-            address.eq(index_outer + index * its.row_bytes),
-            outside.eq((address < its.low) | (address + its.unit_bytes > its.high)),
-        ]
+        multiplied, product, product_outer = Signal(), Signal(signed(65)), Signal(ADDRESS_BITS)
+        added, address = Signal(), Signal(signed(67))
+        m.d.sync += [
+            multiplied.eq(ready), product.eq(index * its.row_bytes), product_outer.eq(index_outer),
+            added.eq(multiplied), address.eq(product_outer + product),
+        ]  # fmt: skip
+        outside = (address < its.low) | (address + its.unit_bytes > its.high)
 
         # A short queue of addresses.
         entry = data.StructLayout({"address": ADDRESS_BITS, "outside": 1})
@@ -98,11 +99,11 @@ class IndexedAddresses(wiring.Component):
         with m.If(self.take):
             for here, behind in itertools.pairwise(places):
                 m.d.sync += here.eq(behind)
-        with m.If(ready):
+        with m.If(added):
             for k, place in enumerate(places):
                 with m.If(count - self.take == k):
                     m.d.sync += [place.address.eq(address), place.outside.eq(outside)]
-        m.d.sync += count.eq(count + ready - self.take)
+        m.d.sync += count.eq(count + added - self.take)
         m.d.comb += [
             self.address.eq(places[0].address),
             self.outside.eq(places[0].outside),
@@ -115,10 +116,10 @@ class RunGenerator(wiring.Component):
     """The runs of one transfer after the other:
 
     A segment is a unit, or two where the last of an outer step touches the first of the next; it is
-    cut at multiples of the interleave.
+    cut at multiples of the interleave, and the run at the head waits in a register.
 
     Ports:
-        start: a transfer issues that moves something; its first run may be taken in the next cycle.
+        start: a transfer issues that moves something; its first run may be taken two cycles later.
         active: it has runs left. is_there, address, bytes, is_last: the run at the head.
         take: it is requested. outside: its indexed row leaves the base's segment.
     """
@@ -144,7 +145,11 @@ class RunGenerator(wiring.Component):
         m = Module()
         m.submodules.indexed = indexed = IndexedAddresses(self.chip)
         wiring.connect(m, indexed.vmem_index, wiring.flipped(self.vmem_index))
-        its, active = Signal(SEGMENTS), self.active
+        its, cutting = Signal(SEGMENTS), Signal()
+        cut = Signal()
+        run = data.StructLayout({"address": ADDRESS_BITS, "bytes": RUN_BITS, "is_last": 1})
+        following, head = Signal(run), Signal(run)
+        has_head, is_outside = Signal(), Signal()
         at, left = Signal(ADDRESS_BITS), Signal(ADDRESS_BITS)  # of the segment
         begins = Signal()  # of an indexed row: its address is still with `indexed`
         unit_at, outer_at = Signal(ADDRESS_BITS), Signal(ADDRESS_BITS)  # of the segment's last unit
@@ -152,19 +157,28 @@ class RunGenerator(wiring.Component):
 
         waits = its.indexed & begins
         interleave_bits = exact_log2(self.chip.hbm.interleave_bytes)
-        room = (1 << interleave_bits) - self.address[:interleave_bits]
+        room = (1 << interleave_bits) - following.address[:interleave_bits]
         segment_ends = Signal()
         m.d.comb += [
             indexed.start.eq(self.start),
             indexed.segments.eq(self.segments),
-            indexed.take.eq(self.take & waits),
-            self.is_there.eq(active & (~waits | (indexed.is_there & ~indexed.outside))),
-            self.outside.eq(active & waits & indexed.is_there & indexed.outside),
-            self.address.eq(Mux(waits, indexed.address, at)),
+            indexed.take.eq(cut & waits),
+            cut.eq(cutting & (~waits | indexed.is_there) & (~has_head | self.take)),
+            following.address.eq(Mux(waits, indexed.address, at)),
             segment_ends.eq(left <= room),
-            self.bytes.eq(Mux(segment_ends, left, room)),
-            self.is_last.eq(segment_ends & (units_left == 0) & (outer_left == 0)),
+            following.bytes.eq(Mux(segment_ends, left, room)),
+            following.is_last.eq(segment_ends & (units_left == 0) & (outer_left == 0)),
+            self.is_there.eq(has_head & ~is_outside),
+            self.outside.eq(has_head & is_outside),
+            self.address.eq(head.address),
+            self.bytes.eq(head.bytes),
+            self.is_last.eq(head.is_last),
         ]
+        m.d.sync += has_head.eq(cut | (has_head & ~self.take))
+        with m.If(cut):
+            m.d.sync += [head.eq(following), is_outside.eq(waits & indexed.outside)]
+        with m.If(self.take & self.is_last):
+            m.d.sync += self.active.eq(0)
 
         # The segment after this one begins with the next unit.
         next_at, next_outer_at = Signal(ADDRESS_BITS), Signal(ADDRESS_BITS)
@@ -185,14 +199,14 @@ class RunGenerator(wiring.Component):
                 next_units.eq(its.units - 1),
                 next_outer.eq(outer_left - 1),
             ]
-        with m.If(self.take):
+        with m.If(cut):
             m.d.sync += [
-                at.eq(self.address + self.bytes),
-                left.eq(left - self.bytes),
+                at.eq(following.address + following.bytes),
+                left.eq(left - following.bytes),
                 begins.eq(0),
             ]
-            with m.If(self.is_last):
-                m.d.sync += active.eq(0)
+            with m.If(following.is_last):
+                m.d.sync += cutting.eq(0)
             with m.If(segment_ends):
                 m.d.sync += [
                     at.eq(next_at),
@@ -213,7 +227,8 @@ class RunGenerator(wiring.Component):
         with m.If(self.start):
             m.d.sync += [
                 its.eq(self.segments),
-                active.eq(1),
+                self.active.eq(1),
+                cutting.eq(1),
                 begins.eq(1),
                 at.eq(self.segments.address),
                 left.eq(self.segments.unit_bytes),

@@ -2,7 +2,7 @@
 
 from enum import IntEnum
 
-from amaranth.hdl import Array, C, Module, Mux, Shape, Signal, Value, signed
+from amaranth.hdl import Array, C, Cat, Module, Mux, Shape, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
@@ -92,42 +92,42 @@ class LoopStack(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         n = self.depth_max
-        begin = Array(Signal(PC_BITS, name=f"begin_{d}") for d in range(n))
-        end = Array(Signal(PC_BITS, name=f"end_{d}") for d in range(n))
-        left = Array(Signal(LOOP_BITS, name=f"left_{d}") for d in range(n))  # iterations after this
-        first = Array(Signal(1, name=f"first_{d}") for d in range(n))
-        depth = Signal(range(n + 1))
-        top = Signal(range(max(n, 2)))
-        m.d.comb += [
-            top.eq(depth - 1),
-            self.is_full.eq(depth == n),
-            self.is_empty.eq(depth == 0),
-            self.outer_end.eq(end[top]),
-            self.is_first.eq(first[top]),
-            self.is_last.eq(left[top] == 0),
-        ]
+        begin = [Signal(PC_BITS, name=f"begin_{d}") for d in range(n)]
+        end = [Signal(PC_BITS, name=f"end_{d}") for d in range(n)]
+        left = [Signal(LOOP_BITS, name=f"left_{d}") for d in range(n)]  # iterations after this
+        first = [Signal(name=f"first_{d}") for d in range(n)]
+        is_open = Signal(n)  # from the outermost on
+        m.d.comb += [self.is_full.eq(is_open[-1]), self.is_empty.eq(~is_open[0])]
+        for d in range(n):  # the last that is open counts
+            with m.If(is_open[d]):
+                m.d.comb += [
+                    self.outer_end.eq(end[d]),
+                    self.is_first.eq(first[d]),
+                    self.is_last.eq(left[d] == 0),
+                ]
 
         # From the innermost loop outwards: leave it, go round, or stay inside.
         leaves: Value = C(1, 1)
         m.d.comb += self.next_pc.eq(self.target)
-        next_depth = Signal.like(depth)
-        m.d.comb += next_depth.eq(depth)
+        next_open = Signal(n)
+        m.d.comb += next_open.eq(is_open)
         for d in reversed(range(n)):
             ends = Signal(name=f"ends_{d}")
-            m.d.comb += ends.eq((depth > d) & leaves & (self.target == end[d]))
+            m.d.comb += ends.eq(is_open[d] & leaves & (self.target == end[d]))
             with m.If(ends & (left[d] != 0)):
                 m.d.comb += self.next_pc.eq(begin[d])
                 with m.If(self.advance):
                     m.d.sync += [left[d].eq(left[d] - 1), first[d].eq(0)]
             with m.If(ends & (left[d] == 0)):
-                m.d.comb += next_depth.eq(d)
-            leaves = Mux(depth > d, ends & (left[d] == 0), leaves)
+                m.d.comb += next_open[d].eq(0)
+            leaves = Mux(is_open[d], ends & (left[d] == 0), leaves)
         with m.If(self.advance):
-            m.d.sync += depth.eq(next_depth)
+            m.d.sync += is_open.eq(next_open)
             with m.If(self.push):
-                m.d.sync += depth.eq(depth + 1)
+                m.d.sync += is_open.eq(Cat(C(1, 1), is_open))
                 for d in range(n):
-                    with m.If(depth == d):
+                    below = is_open[d - 1] if d else C(1, 1)
+                    with m.If(below & ~is_open[d]):
                         m.d.sync += [
                             begin[d].eq(self.target),
                             end[d].eq(self.push_end),
@@ -142,7 +142,7 @@ class LoopStack(wiring.Component):
             fits = Signal(name=f"fits_{d}")
             lines = self._line_of(end[d] - 1) - self._line_of(begin[d])
             m.d.sync += fits.eq(lines < self.lines)
-            with m.If((depth > d) & fits):
+            with m.If(is_open[d] & fits):
                 m.d.comb += self.low_line.eq(self._line_of(begin[d]))
         return m
 

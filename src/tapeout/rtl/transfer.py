@@ -26,11 +26,15 @@ ROW_BYTES_BITS = 11  # of lanes elements: 256 x 4 at most
 UNIT_BITS = 14  # of a row or a group: 256 x 34 at most
 ROW_BITS = 20
 STRIDE_BITS = 12
+WIDTHS = [4, 8, 16, 32]  # of elements in HBM
 
 # What a run's pieces need, wherever they are worked on.
 SHAPE = data.StructLayout(
     {
         "format": 4,
+        "width": 2,  # of an element: 4, 8, 16 or 32 bits
+        "is_block": 1,
+        "scale_bytes": 3,
         "memory": 1,
         "lane": LANE_BITS,
         "lanes": LANE_BITS,
@@ -101,26 +105,35 @@ class Issue:
 
         # How far it reaches in HBM and in memory; counts are legal where that matters.
         rows, outer = i.rows.as_unsigned()[:COUNT_BITS], i.outer.as_unsigned()[:COUNT_BITS]
+        units = Mux(is_block, rows >> exact_log2(BLOCK_ROWS), rows)
         unit = Signal(UNIT_BITS)
-        step = Signal(32)
-        units = Signal(COUNT_BITS)
-        span = Signal(COUNT_BITS + 34)  # bytes of an outer step
+        step = Mux(is_block, unit, i.row_bytes)
+        # Units, rows and outer steps but one.
+        others, other_rows, other_steps = (
+            Signal(COUNT_BITS, name=f"other_{n}") for n in ("units", "rows", "steps")
+        )
+        beyond = Signal(COUNT_BITS + 34)  # bytes of an outer step but its last unit
+        span = Signal(COUNT_BITS + 34)  # of an outer step
+        steps = Signal(COUNT_BITS + PITCH_BITS)
         reach = Signal(COUNT_BITS + PITCH_BITS + 2)  # of all
         end = Signal(signed(COUNT_BITS + PITCH_BITS + 4))
         m.d.comb += end.eq(i.hbm.offset + Mux(i.indexed, 0, reach))
         m.d.sync += [
             unit.eq(by_format(i.format, lambda f: i.lanes * _unit_bits_of_a_lane(f) >> 3)),
-            units.eq(Mux(is_block, rows >> exact_log2(BLOCK_ROWS), rows)),
-            span.eq((units - 1).as_unsigned()[:COUNT_BITS] * step + unit),
-            reach.eq((outer - 1).as_unsigned()[:COUNT_BITS] * i.outer_bytes + span),
+            others.eq(units - 1),
+            other_steps.eq(outer - 1),
+            beyond.eq(others * step),
+            span.eq(beyond + unit),
+            steps.eq(other_steps * i.outer_bytes),
+            reach.eq(steps + beyond + unit),
         ]
-        m.d.comb += step.eq(Mux(is_block, unit, i.row_bytes))
         across, down, last = (
             Signal(signed(SUM_BITS + 4), name=n) for n in ("across", "down", "last")
         )
         m.d.sync += [
-            across.eq(i.row + (outer - 1) * i.outer_rows),
-            down.eq((rows - 1) * i.row_stride + pairs),
+            other_rows.eq(rows - 1),
+            across.eq(i.row + other_steps * i.outer_rows),
+            down.eq(other_rows * i.row_stride + pairs),
             last.eq(across + down),
         ]
         self._judge(m, is_store, is_block, pairs, base, end, last)
@@ -174,15 +187,17 @@ class Issue:
             "format", "memory", "lane", "lanes", "row", "rows", "row_stride", "outer_rows"
         )]  # fmt: skip
         m.d.sync += [
+            shape.width.eq(by_format(i.format, lambda f: WIDTHS.index(f.format.bits))),
+            shape.is_block.eq(is_block),
+            shape.scale_bytes.eq(by_format(i.format, lambda f: f.format.scale_bytes)),
             shape.row_bytes.eq(by_format(i.format, lambda f: (i.lanes * f.format.bits) >> 3)),
             shape.most_rows.eq(self._most_rows()),
         ]
         # Units that touch are one unit.
         inside = Signal()  # an outer step is one
-        ends = Signal()
+        ends = ~i.indexed & (i.outer_bytes == span)
         m.d.sync += [
             inside.eq(~i.indexed & ((step == unit) | (units == 1))),
-            ends.eq(~i.indexed & (i.outer_bytes == span)),
             segments.address.eq(base.address + i.hbm.offset),
             segments.unit_bytes.eq(Mux(inside, Mux(ends, reach, span), unit)),
             segments.unit_step.eq(step),

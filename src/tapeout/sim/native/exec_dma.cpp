@@ -12,7 +12,7 @@ using isa::Fault;
 using isa::HbmFormat;
 
 constexpr int64_t kCountMax = 65535, kBlockRows = 32;
-constexpr uint64_t kTakeUp = 1, kIndexedTakeUp = 4;  // cycles from issue to the first request
+constexpr uint64_t kTakeUp = 2, kIndexedTakeUp = 7;  // cycles from issue to the first request
 constexpr int64_t kAheadRows = 16;  // measured: about a memory latency of copying
 
 struct Shape {
