@@ -20,14 +20,10 @@ from .tools import call
 TIMEOUT_S = 3600
 MACRO_BITS = 4096  # a memory of as many is a macro, a smaller one is made of registers
 
-# Twice `if -g` balances delays; what lies off the slowest path, `&nf` then makes small.
+_BALANCE = "if -g -K 6\nstrash\n" * 2
 _ABC = """\
 strash
-if -g -K 6
-strash
-if -g -K 6
-strash
-&get -n
+{balance}&get -n
 &st
 &dch
 &nf
@@ -129,11 +125,13 @@ def tool_version() -> str:
 
 
 def synthesise(
-    verilog: str, top: str, pdk: Pdk, *, boxes: tuple[str, ...], period_ns: float, folder: Path
-) -> Netlist:
+    verilog: str, top: str, pdk: Pdk, *, boxes: tuple[str, ...], period_ns: float, folder: Path,
+    is_fast: bool = False,
+) -> Netlist:  # fmt: skip
     """Maps `top` to cells of the library, for a clock of `period_ns`.
 
     Args:
+        is_fast: delays are balanced first, which takes more cells.
         folder: where files may be written.
 
     Raises: PhysicalError where Yosys fails.
@@ -149,7 +147,9 @@ def synthesise(
     black = [name for name in modules if name.startswith("ram_") or name in boxes]
     (folder / "part.v").write_text(verilog)
     (folder / "memory.v").write_text(_MEMORY)
-    (folder / "abc.script").write_text(_ABC.format(period=round(1000 * period_ns)))
+    (folder / "abc.script").write_text(
+        _ABC.format(period=round(1000 * period_ns), balance=_BALANCE if is_fast else "")
+    )
     (folder / "constraints").write_text(
         f"set_driving_cell {library.buffer}\nset_load {library.load}\n"
     )

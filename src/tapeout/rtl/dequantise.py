@@ -40,7 +40,7 @@ def kind_of(m: Module, fmt: Value) -> data.View:
 
 
 class Dequantiser(wiring.Component):
-    """A code times its scales, four cycles later:
+    """A code times its scales, five cycles later:
 
     int8, q8_0 and q4_1 are fixed-point: an fp16 is at most 11 bits shifted by 0 to 29, so that
     d * q + m is exact before its two roundings. Small floats, with or without a power of two as
@@ -50,7 +50,7 @@ class Dequantiser(wiring.Component):
         code: 4 or 8 bits, from bit 0. first, second: fp16 d and m, or e8m0 in `first`.
     """
 
-    STAGES = 4
+    STAGES = 5
 
     kind: In(KIND)
     code: In(8)
@@ -70,7 +70,7 @@ class Dequantiser(wiring.Component):
         return m
 
     def _fixed(self, m: Module) -> Value:
-        """int8, q8_0, q4_1: three registers, and what the fourth takes."""
+        """int8, q8_0, q4_1: four registers, and what the fifth takes."""
         nibble = self.kind.is_nibble
         d, low = _Half(Mux(self.kind.is_scaled, self.first, _F16_ONE)), _Half(self.second)
         q_sign, q = Signal(), Signal(8)
@@ -89,8 +89,9 @@ class Dequantiser(wiring.Component):
             | nibble & low.is_top & (low.fraction != 0)
             | product_inf & low_inf & (sign ^ low_sign)
         )
-        first = _registers(m, "product", {
-            "product": d.significand * q,
+        factors = _registers(m, "factors", {
+            "significand": d.significand,
+            "q": q,
             "shift": d.shift,
             "low": Mux(nibble, low.significand, 0),
             "low_shift": low.shift,
@@ -100,6 +101,8 @@ class Dequantiser(wiring.Component):
             "inf": product_inf | low_inf,
             "inf_sign": Mux(product_inf, sign, low_sign),
         })  # fmt: skip
+        product = factors.pop("significand") * factors.pop("q")
+        first = _registers(m, "product", {"product": product, **factors})
 
         wide, low_wide = Signal(_SUM_BITS), Signal(_SUM_BITS)
         total, reverse = Signal(signed(_SUM_BITS + 2)), Signal(_SUM_BITS)
@@ -143,7 +146,7 @@ class Dequantiser(wiring.Component):
         return Mux(third["special"], third["value"], finite)
 
     def _small(self, m: Module) -> Value:
-        """Small floats: three registers."""
+        """Small floats: four registers."""
         parts = [_small_parts(self.code, *sizes) for sizes, _ in _SMALL]
 
         def of(part: int) -> Value:
@@ -174,7 +177,8 @@ class Dequantiser(wiring.Component):
         is_inf = first["inf"] | (~is_zero & (exponent >= 255))
         value = Mux(is_inf, Cat(C(INFINITY, 15), first["sign"]), finite)
         second = _registers(m, "small_value", {"value": Mux(first["nan"], NAN, value)[:16]})
-        return _registers(m, "small_waits", second)["value"]
+        third = _registers(m, "small_waits", second)
+        return _registers(m, "small_waits_more", third)["value"]
 
 
 class _Half:

@@ -161,7 +161,7 @@ class DmaEngine(wiring.Component):
             m.d.sync += [
                 begins.eq(0),
                 inside.eq(~ends),
-                left.eq(walker.run_left - walker.piece.bytes),
+                left.eq(walker.left),
             ]
         with m.If(generator.start):
             m.d.sync += begins.eq(1)
@@ -229,7 +229,7 @@ class DmaEngine(wiring.Component):
             shapes.r_en.eq(ends & head.is_last & ~head.is_store),
         ]  # fmt: skip
         with m.If(takes):
-            m.d.sync += [inside.eq(~ends), left.eq(walker.run_left - walker.piece.bytes)]
+            m.d.sync += [inside.eq(~ends), left.eq(walker.left)]
         return ends, ends & head.is_last
 
     def _finish(self, m: Module, moves: Value, last_returned: Value) -> None:

@@ -62,7 +62,8 @@ def next_stage(m: Module, takes: Value, piece: data.View, name: str) -> tuple[Si
 class PieceWalker(wiring.Component):
     """Walks the rows of transfers:
 
-    `piece` is the next one, of a run of which `run_left` bytes are left; `ends`: it has them all.
+    `piece` is the next one, of a run of which `run_left` bytes are left; `ends`: it has them all,
+    else `left` bytes come after it.
     `advance` takes it; with `begins`, it is a transfer's first, of shape `shape`.
     """
 
@@ -76,6 +77,7 @@ class PieceWalker(wiring.Component):
                 "advance": In(1),
                 "piece": Out(PIECE),
                 "ends": Out(1),
+                "left": Out(RUN_BITS),
             }
         )
 
@@ -130,6 +132,7 @@ class PieceWalker(wiring.Component):
             asked.eq(self.run_left + now.at),
             room.eq(line[limit]),
             self.ends.eq(asked <= room),
+            self.left.eq(asked - room),
             end.eq(Mux(self.ends, asked, room)),
         ]
         # Rows end up to the limit, or as the run's bytes allow; the latter waits for no limit.
