@@ -28,5 +28,6 @@ html_title = f"Tapeout {release}"
 generated = DOCS / "generated"
 generated.mkdir(exist_ok=True)
 generate.write_presets(generated / "presets.md")
+generate.write_diagram("tiny", generated / "core.svg")
 generate.write_accelerators(DOCS / "data" / "accelerators.csv", generated / "accelerators.md")
 reference.write(generated / "isa")

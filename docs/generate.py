@@ -1,10 +1,11 @@
-"""Pages made from the code and from data files: the presets and the accelerators beside `n3`."""
+"""Pages and pictures made from the code and from data files."""
 
 import csv
 from pathlib import Path
 
 from tapeout.chip import Chip, load, presets
 from tapeout.chip.figures import figures
+from tapeout.rtl.diagram import core_svg
 
 
 def write_presets(path: Path) -> None:
@@ -18,6 +19,11 @@ def write_presets(path: Path) -> None:
     for label in max(texts, key=len):
         lines += _row([label, *(column.get(label, "none") for column in texts)])
     path.write_text(lines, encoding="utf-8")
+
+
+def write_diagram(chip: str, path: Path) -> None:
+    """The block diagram of a preset's core."""
+    path.write_text(core_svg(load(chip)), encoding="utf-8")
 
 
 def write_accelerators(source: Path, path: Path) -> None:
