@@ -68,3 +68,13 @@ def test_a_command_runs(line, folder):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("page", "text"), blocks("diff"), ids=lambda v: v.name if isinstance(v, Path) else ""
+)
+def test_patches_apply(page, text):
+    done = subprocess.run(
+        ["git", "apply", "--check", "-"], input=text, cwd=ROOT, capture_output=True, text=True
+    )
+    assert not done.returncode, f"{page.name}: {done.stderr}"
