@@ -209,9 +209,9 @@ class MatrixUnit(wiring.Component):
         it, chip = self.matmul, self.chip
         fault, illegal = Signal(4), Signal()
         across, down = Signal(signed(SUM_BITS + 4)), Signal(signed(SUM_BITS + 4))
-        last, last_result = across + down, it.dst + total - 1
+        last, last_result = it.src + across + down, it.dst + total - 1
         m.d.sync += [
-            across.eq(it.src + (it.outer - 1) * it.outer_stride),
+            across.eq((it.outer - 1) * it.outer_stride),
             down.eq((it.rows[:16] - 1) * it.stride),
             illegal.eq((it.rows < 1) | (it.rows > COUNT_MAX) | (it.outer == 0)),
         ]
