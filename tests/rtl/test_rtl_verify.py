@@ -40,7 +40,8 @@ def test_everything_on_a_random_chip(seed: int) -> None:
 def test_programs_find_faults_in_the_hardware() -> None:
     judged = hunt(CHIPS["tiny"], count=40, programs=40, jobs=2)
     assert len(judged) == 40
-    assert sum(m.caught_by is not None for m in judged) >= 28
+    changing = [m for m in judged if not m.is_equal]
+    assert sum(m.caught_by is not None for m in changing) >= 2 / 3 * len(changing)
 
 
 class Wrong(Sim):
