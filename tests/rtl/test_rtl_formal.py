@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from tapeout.chip import load
 from tapeout.cli.main import app
-from tapeout.rtl import memory, sequencer, tokens
+from tapeout.rtl import loops, memory, tokens
 from tapeout.rtl.formal import run
 from tapeout.rtl.formal.properties import PROPERTIES
 from tapeout.rtl.formal.tokens import Tokens
@@ -71,13 +71,13 @@ FAULTS = {
     "the second stripe does not answer": (
         "banks", memory, "BankColumn", "came.eq(hits)", "came.eq(hits & 1)"),
     "a loop goes round once too often": (
-        "loops", sequencer, "LoopStack", "left[d].eq(self.push_count - 1)",
+        "loops", loops, "LoopStack", "left[d].eq(self.push_count - 1)",
         "left[d].eq(self.push_count)"),
     "a loop of two goes to the outer one's begin": (
-        "loops", sequencer, "LoopStack", "self.next_pc.eq(begin[d])",
+        "loops", loops, "LoopStack", "self.next_pc.eq(begin[d])",
         "self.next_pc.eq(begin[0])"),
     "the last iteration is the one before": (
-        "loops", sequencer, "LoopStack", "self.is_last.eq(left[d] == 0)",
+        "loops", loops, "LoopStack", "self.is_last.eq(left[d] == 0)",
         "self.is_last.eq(left[d] <= 1)"),
     "an instruction retires a cycle early": (
         "retirement", tokens, "RetireQueue", 'is_later.eq(self.push_latency > left + 1)',

@@ -343,6 +343,8 @@ def tables() -> str:
         *(f"#include <{h}>" for h in ("algorithm", "cstdint", "cstring", "numeric", "variant")),
         "namespace tapeout::isa {",
         f"constexpr int kWordBytes = {WORD_BITS // 8};",
+        f"constexpr uint64_t kTakeUpCycles = {dma.TAKE_UP_CYCLES};",
+        f"constexpr uint64_t kIndexedTakeUpCycles = {dma.INDEXED_TAKE_UP_CYCLES};",
         *_enums(),
         *_chip_structs(),
         *_structs(),

@@ -11,6 +11,7 @@ from amaranth.lib.wiring import In, Out
 from tapeout.isa.dma import HbmFormat
 
 from .float import BIAS
+from .pipeline import delayed
 from .transfer import BLOCKS, NIBBLES, is_one_of
 
 NAN, INFINITY = 0x7FC0, 0x7F80
@@ -176,9 +177,8 @@ class Dequantiser(wiring.Component):
         finite = Cat(C(0, 4), Mux(is_zero, 0, Cat(normal, exponent[:8])), first["sign"])
         is_inf = first["inf"] | (~is_zero & (exponent >= 255))
         value = Mux(is_inf, Cat(C(INFINITY, 15), first["sign"]), finite)
-        second = _registers(m, "small_value", {"value": Mux(first["nan"], NAN, value)[:16]})
-        third = _registers(m, "small_waits", second)
-        return _registers(m, "small_waits_more", third)["value"]
+        value = Mux(first["nan"], NAN, value)[:16]
+        return delayed(m, value, 3, "small_value", resets=True)
 
 
 class _Half:

@@ -5,7 +5,7 @@ Contract: `tapeout.isa.dma`, and the cycles of docs/timing.md ("Transfers"). Of
 `dma.response_cycles`, `RESPONSE_STAGES` after data is at them.
 """
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value
+from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, wiring
 from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
@@ -14,7 +14,6 @@ from tapeout.chip import Chip
 from tapeout.isa import dma
 from tapeout.isa.dma import HbmFormat
 from tapeout.isa.instruction import Fault
-from tapeout.isa.program import MAX_BASES
 
 from . import load_path, store_path
 from .fetch import ADDRESS_BITS
@@ -23,7 +22,7 @@ from .operands import resolved_layout
 from .pieces import RUN_BITS, PieceWalker
 from .pipeline import delayed
 from .runs import RunGenerator
-from .sequencer import BASE, BASES, ENGINE
+from .sequencer import BASE, BASES, ENGINE, base_of
 from .transfer import SHAPE, WORDS, Issue
 
 REQUEST_STAGES = store_path.STAGES
@@ -88,7 +87,7 @@ class DmaEngine(wiring.Component):
         operands = self.load
         is_store = self.opcode == dma.Store.opcode
         base = Signal(BASE)
-        m.d.sync += base.eq(Array(self.bases[b] for b in range(MAX_BASES))[operands.hbm.base])
+        m.d.sync += base.eq(base_of(self.bases, operands.hbm.base))
         issue = Issue(m, self.chip, operands, is_store, base)
         begins = Signal()  # a transfer that moves something
         m.d.comb += [

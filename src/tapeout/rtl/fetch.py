@@ -64,10 +64,8 @@ class FetchUnit(wiring.Component):
         m.d.sync += count_lines.eq((self.count + self.line_words - 1) >> line_bits)
 
         base, following = Signal(PC_BITS), Signal(PC_BITS)  # the window's first line; to request
-        line, run = (
-            Signal(PC_BITS),
-            Signal(range(max(self.runs, 2))),
-        )  # that was requested; next run
+        line = Signal(PC_BITS)  # that was requested last
+        run = Signal(range(max(self.runs, 2)))  # of it, the next
         outstanding, drop = Signal(PC_BITS), Signal(PC_BITS)  # words to come; of those, to drop
         filled = Signal(PC_BITS)  # instructions below have come
 

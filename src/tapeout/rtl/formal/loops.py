@@ -3,7 +3,7 @@
 from amaranth.hdl import Cat, Module, Signal
 from amaranth.lib import data
 
-from tapeout.rtl.sequencer import LoopStack
+from tapeout.rtl.loops import LoopStack
 
 from .property import COMPONENT, Property
 

@@ -12,7 +12,6 @@ using isa::Fault;
 using isa::HbmFormat;
 
 constexpr int64_t kCountMax = 65535, kBlockRows = 32;
-constexpr uint64_t kTakeUp = 2, kIndexedTakeUp = 7;  // cycles from issue to the first request
 constexpr int64_t kAheadRows = 16;  // measured: about a memory latency of copying
 
 struct Shape {
@@ -128,7 +127,7 @@ void Machine::transfer(Queue& q, const Now& i, bool store) {
   g.outer = 0;
   g.list.clear();
   g.list_at = 0;
-  g.take_up = i.indexed ? kIndexedTakeUp : kTakeUp;
+  g.take_up = i.indexed ? isa::kIndexedTakeUpCycles : isa::kTakeUpCycles;
   g.copies = i.format == int64_t(HbmFormat::BF16) || i.format == int64_t(HbmFormat::FP32);
   if (i.rows == 0 || i.outer == 0) return;
 
