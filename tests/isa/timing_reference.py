@@ -4,6 +4,7 @@
 the HBM model, whose runs it presents in order of (arrival, requester).
 """
 
+import copy
 import dataclasses
 import heapq
 from collections import deque
@@ -14,6 +15,7 @@ from tapeout.chip import Chip
 from tapeout.isa import dma, mxu, seq, vpu
 from tapeout.isa.instruction import Resolved
 from tapeout.isa.interp import Interp, Loaded, Run
+from tapeout.isa.sequencer import Queue
 from tapeout.sim import _native
 
 
@@ -44,7 +46,10 @@ class Fetch:
 class Timed:
     """Timing state of one queue."""
 
-    next_issue: int = 0
+    ahead: Queue  # pc and loops of what is read next
+    next_read: int = 0
+    read: int | None = None  # cycle of the read there, until its check is over
+    checked: bool = False  # the instruction that issues next has been checked
     last_retire: int = 0
     retiring: list[Retiring] = field(default_factory=list)
     events: list[tuple[int, Retiring]] = field(default_factory=list)  # (pc, instruction)
@@ -64,6 +69,13 @@ class Timed:
     last_return: int = 0
 
 
+def _ahead(queue: Queue) -> Queue:
+    """Its pc and loops, to move on their own."""
+    ahead = copy.copy(queue)
+    ahead.loops = copy.deepcopy(queue.loops)
+    return ahead
+
+
 class TimedRun:
     def __init__(self, chip: Chip, target: Interp, handle: Loaded, code: dict[str, tuple]) -> None:
         self.chip = chip
@@ -73,7 +85,7 @@ class TimedRun:
         self.run = Run(target, handle, None)
         self.bases = handle.bases
         self.hbm = _native.Hbm(dataclasses.asdict(chip.hbm), chip.clock_ghz)
-        self.queues = [Timed() for _ in chip.queue_names]
+        self.queues = [Timed(_ahead(q)) for q in self.run.queues]
         self.tokens: dict[tuple[int, int, int], deque[int]] = {}
         self.requests: list[tuple] = []
         self.serial = 0
@@ -225,7 +237,7 @@ class TimedRun:
         self._request(cycle + self.chip.dma.request_cycles, who, at, end - at, False, came)
 
     def _move_window(self, number: int) -> None:
-        queue, f, s = self.run.queues[number], self.queues[number].fetch, self.chip.seq
+        queue, f, s = self.queues[number].ahead, self.queues[number].fetch, self.chip.seq
         per = s.fetch_line_instructions
         if queue.pc >= len(queue.words):
             return
@@ -273,12 +285,23 @@ class TimedRun:
 
     def _sequence(self, cycle: int, number: int) -> None:
         queue, q = self.run.queues[number], self.queues[number]
-        read = max(q.next_issue, q.fetch.ready.get(queue.pc, 1 << 60))
-        if cycle < read:
-            return
+        if q.checked:
+            self._issue_if_due(cycle, number)
+        if q.read is not None:
+            instruction = self.run.fetch(q.ahead)
+            if cycle >= q.read + instruction.check_cycles and not q.checked:
+                q.read, q.checked = None, True
+                if instruction.engine != "seq":
+                    q.ahead.advance(q.ahead.pc + 1)
+                    q.moved = q.next_read = cycle + 1
+        elif q.held or (q.checked and self.run.fetch(queue).engine == "seq"):
+            pass
+        elif cycle >= max(q.next_read, q.fetch.ready.get(q.ahead.pc, 1 << 60)):
+            q.read = cycle
+
+    def _issue_if_due(self, cycle: int, number: int) -> None:
+        queue, q = self.run.queues[number], self.queues[number]
         instruction = self.run.fetch(queue)
-        if cycle < read + 1 + instruction.check_cycles:
-            return
         awaited = []
         if queue.happens(instruction.wait_when):
             awaited = [(p, number, c) for p, c in self.run.peers(queue, instruction.waits)]
@@ -312,7 +335,7 @@ class TimedRun:
             posts = [(number, p, c) for p, c in self.run.peers(queue, instruction.posts)]
         entry = Retiring(cycle, cycle + 1, posts, self._takes_place(queue, instruction))
         q.events.append((queue.pc, entry))
-        q.next_issue = cycle + 1
+        q.checked = False
         cls = type(instruction)
         if instruction.engine in ("mxu", "vpu"):
             occupancy = cls.occupancy(chip, i)
@@ -340,9 +363,9 @@ class TimedRun:
             q.held = True
 
             def came(done: int) -> None:
-                q.next_issue = entry.earliest = done + chip.dma.response_cycles
+                q.next_read = entry.earliest = done + chip.dma.response_cycles
                 q.held = False
-                q.moved = q.next_issue
+                q.ahead, q.moved = _ahead(queue), q.next_read
                 self._retire(number)
 
             address = self.bases[i.src.base][0] + i.src.offset
@@ -353,5 +376,6 @@ class TimedRun:
         self._retire(number)
         if queue.halted:
             q.end = cycle + 1
-        elif not q.held:
-            q.moved = q.next_issue
+        elif instruction.engine == "seq" and not q.held:
+            q.ahead, q.moved = _ahead(queue), cycle + 1
+            q.next_read = cycle + 1

@@ -188,6 +188,8 @@ def _enums() -> Iterator[str]:
     for instruction in REGISTRY.values():
         yield f"    case Op::{struct_name(instruction)}: return {instruction.check_cycles};"
     yield "  }\n  return 1;\n}"
+    scalar = [f"op == Op::{struct_name(c)}" for c in REGISTRY.values() if c.engine == "seq"]
+    yield f"inline bool is_scalar(Op op) {{ return {' || '.join(scalar)}; }}"
     yield "inline const char* fault_name(Fault f) {"
     yield "  switch (f) {"
     for fault in Fault:

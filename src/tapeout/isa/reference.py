@@ -200,7 +200,7 @@ def _default(spec: Any, value: Any) -> str:
 
 
 def _timing(cls: type[Instruction]) -> Iterator[str]:
-    yield f"Issues {1 + cls.check_cycles} cycles after its turn at the earliest."
+    yield f"Issues {1 + cls.check_cycles} cycles after it is read at the earliest."
     yield ""
     if cls.engine == "dma" or cls is seq.Load:
         yield "No closed form: the memory system times it (docs: timing)."

@@ -197,58 +197,67 @@ def _columns(
     column: int, columns: int, width: int, count: Count, accumulate: bool,
 ) -> None:  # fmt: skip
     """`columns` column tiles from `column` on: a hardware loop over columns, and where K has many
-    tiles one over runs of them, whose tiles follow each other without a scalar instruction."""
+    tiles one over runs of them. Registers move on between a load and its product, which waits for
+    the load anyway."""
     kdim, array_rows = weights.rows, k.chip.mxu.rows
     full, rest = divmod(kdim, array_rows)
     runs = -(-full // RUN_TILES)
     run = full // runs if runs else 0
+    rounds = runs - 1 if runs > 2 else 0  # of the loop over runs; the last tiles are written out
+    ahead = rounds * run  # tiles that rw has gone on behind it
+    tiles = full + bool(rest)
     step = array_rows * weights.row_stride
     registers = k.registers[MXU]
-    rw, ra = (registers.take(), registers.take()) if columns > 1 or runs > 1 else (0, 0)
-    rx = registers.take() if runs > 1 else 0
+    rw, ra = (registers.take(), registers.take()) if columns > 1 or rounds else (0, 0)
+    rx = registers.take() if rounds else 0
     w0 = weights.base + column * weights.tile_stride
     a0 = dst.base + column * dst.tile_stride
+    end = When.LAST if rw else When.ALWAYS  # the last product posts when all columns are done
 
-    def advance(register: int, by: int, **header: When) -> None:
-        k.append(MXU, seq.AluOp, op=Alu.ADD, dst=register, a=register, imm=by, **header)
+    def advance(register: int, by: int) -> None:
+        k.append(MXU, seq.AluOp, op=Alu.ADD, dst=register, a=register, imm=by)
 
-    def pair(tile: int, rows: int, mode: Accumulate, reg: int = 0, ahead: int = 0) -> None:
-        """Tile `tile` of K, where rw has gone `ahead` tiles on."""
+    def load(tile: int, rows: int) -> None:
         k.append(
-            MXU, mxu.Load, src=Addr(w0 + (tile - ahead) * step, rw), stride=weights.row_stride,
+            MXU, mxu.Load, src=Addr(w0 + tile * step, rw), stride=weights.row_stride,
             k=Count(rows), n=Count(width),
         )  # fmt: skip
+
+    def multiply(tile: int, mode: Accumulate, reg: int = 0, post_when: When = When.ALWAYS) -> None:
         k.append(
             MXU, mxu.Matmul, src=Addr(moving.base + tile * moving.tile_stride, reg),
             stride=moving.row_stride, rows=count, dst=Addr(a0, ra), accumulate=mode,
+            post_when=post_when,
         )  # fmt: skip
 
-    def mode_of(tile: int, first: Accumulate = Accumulate.WRITE) -> Accumulate:
-        return Accumulate.ADD if accumulate or tile else first
-
-    length = 2 * (run + (full - runs * run) + bool(rest)) + (4 if runs > 1 else 0) + 2
     if rw:
-        k.append(MXU, seq.Set, dst=ra, value=0)
+        body = 2 * (tiles - ahead) + 2 + (2 * run + 4 if rounds else 0)
+        k.append(MXU, seq.Set, dst=ra, value=-dst.tile_stride)
         k.append(MXU, seq.Set, dst=rw, value=0)
-        k.append(MXU, seq.Loop, count=Count(columns), length=length)
+        k.append(MXU, seq.Loop, count=Count(columns), length=body)
     begin = len(k.streams[MXU])
-    ahead = 0
-    if runs > 1:
-        k.append(MXU, seq.Set, dst=rx, value=0)
-        k.append(MXU, seq.Loop, count=Count(runs), length=2 * run + 2)
+    if rounds:
+        advance(ra, dst.tile_stride)
+        k.append(MXU, seq.Set, dst=rx, value=-run * moving.tile_stride)
+        k.append(MXU, seq.Loop, count=Count(rounds), length=2 * run + 2)
         for tile in range(run):
-            pair(tile, array_rows, mode_of(tile, Accumulate.ADD_NOT_FIRST), rx)
-        advance(rw, run * step)
-        advance(rx, run * moving.tile_stride)
-        ahead = runs * run
-    for tile in range(ahead, full):
-        pair(tile, array_rows, mode_of(tile), ahead=ahead)
-    if rest:
-        pair(full, rest, mode_of(full), ahead=ahead)
-    if rw:
-        advance(rw, weights.tile_stride - ahead * step)
-        advance(ra, dst.tile_stride, post_when=When.LAST)  # posts when all columns are done
-        assert len(k.streams[MXU]) - begin == length
+            load(tile, array_rows)
+            if tile == 0:
+                advance(rx, run * moving.tile_stride)
+            if tile == run - 1:
+                advance(rw, run * step)
+            first = Accumulate.ADD if accumulate or tile else Accumulate.ADD_NOT_FIRST
+            multiply(tile, first, rx)
+    for tile in range(ahead, tiles):
+        load(tile - ahead, array_rows if tile < full else rest)
+        if rw and tile == 0:
+            advance(ra, dst.tile_stride)
+        last = tile == tiles - 1
+        if rw and last:
+            advance(rw, weights.tile_stride - ahead * step)
+        mode = Accumulate.ADD if accumulate or tile else Accumulate.WRITE
+        multiply(tile, mode, post_when=end if last else When.ALWAYS)
+    assert not rw or len(k.streams[MXU]) - begin == body
     for register in (rw, rx, ra):
         if register:
             registers.give(register)

@@ -55,7 +55,7 @@ class DmaEngine(wiring.Component):
         self.chip = chip
         width = 8 * chip.dma.bytes_per_cycle
         vmem_rows = chip.dma.bytes_per_cycle // (4 * chip.lanes)
-        names = ("opcode", "start", "fits", "fault", "done", "late_fault")
+        names = ("opcode", "accept", "start", "fits", "fault", "done", "late_fault")
         super().__init__(
             {
                 **{name: ENGINE[name].flip() for name in names},
@@ -85,10 +85,9 @@ class DmaEngine(wiring.Component):
         m = Module()
         # Both instructions have the same fields in the same places.
         operands = self.load
-        is_store = self.opcode == dma.Store.opcode
         base = Signal(BASE)
         m.d.sync += base.eq(base_of(self.bases, operands.hbm.base))
-        issue = Issue(m, self.chip, operands, is_store, base)
+        issue = Issue(m, self.chip, operands, self.opcode == dma.Store.opcode, base, self.accept)
         begins = Signal()  # a transfer that moves something
         m.d.comb += [
             self.fault.eq(issue.fault),
@@ -99,7 +98,7 @@ class DmaEngine(wiring.Component):
         wiring.connect(m, generator.vmem_index, wiring.flipped(self.vmem_index))
         shape, stores, is_first = Signal(SHAPE), Signal(), Signal()
         with m.If(begins):
-            m.d.sync += [shape.eq(issue.shape), stores.eq(is_store), is_first.eq(1)]
+            m.d.sync += [shape.eq(issue.shape), stores.eq(issue.is_store), is_first.eq(1)]
         with m.Elif(generator.take):
             m.d.sync += is_first.eq(0)
         m.d.comb += [
@@ -121,7 +120,7 @@ class DmaEngine(wiring.Component):
             run.begins.eq(is_first),
             run.is_last.eq(generator.is_last),
         ]
-        ends, last_ends = self._take(m, run, generator.take, begins & ~is_store, issue.shape)
+        ends, last_ends = self._take(m, run, generator.take, begins & ~issue.is_store, issue.shape)
         after = delayed(m, Cat(ends, last_ends), RESPONSE_STAGES + 1, "returned", resets=True)
         m.d.comb += returned.eq(after[0])
         self._finish(m, issue.moves, after[1])

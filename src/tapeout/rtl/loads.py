@@ -103,8 +103,8 @@ class TransposedLoad(wiring.Component):
     Source row n, which becomes column n, goes to bus n % load_rows_per_cycle_transposed.
 
     Ports:
-        start, src, stride, n: a load, when the last one has read its rows.
-        cycles: that the presented load takes.
+        start, src, stride, n, rate_log: a load, when the last one has read its rows; see
+            `transposed_rate_log`.
     """
 
     def __init__(self, chip: Chip, array: SystolicArray) -> None:
@@ -117,7 +117,7 @@ class TransposedLoad(wiring.Component):
                 "src": In(signed(SUM_BITS)),
                 "stride": In(12),
                 "n": In(9),
-                "cycles": Out(9),
+                "rate_log": In(range(exact_log2(self.buses) + 1)),
                 "spm": Out(spm_reads(chip)),
                 "transposed": Out(data.ArrayLayout(self.bus, self.buses)),
             }
@@ -126,19 +126,9 @@ class TransposedLoad(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         banks, buses = self.chip.spm.banks_per_stripe, self.buses
-        # The rate is 2 ** rate_log rows a cycle: fewer where an even stride meets banks twice.
         log_buses, log_banks = exact_log2(buses), exact_log2(banks)
-        rate_log = Signal(range(log_buses + 1))
-        zeros = Signal(range(log_banks + 1))
-        m.d.comb += zeros.eq(log_banks)
-        for bit in reversed(range(log_banks)):
-            with m.If(self.stride[bit]):
-                m.d.comb += zeros.eq(bit)
-        m.d.comb += rate_log.eq(Mux(log_banks - zeros < log_buses, log_banks - zeros, log_buses))
-        m.d.comb += self.cycles.eq((self.n + (1 << rate_log) - 1) >> rate_log)
-
         left, at = Signal(9), Signal(9)  # columns to come, the next one
-        row, stride, log = Signal(SUM_BITS), Signal(12), Signal.like(rate_log)
+        row, stride, log = Signal(SUM_BITS), Signal(12), Signal.like(self.rate_log)
         rate = Signal(range(buses + 1))
         m.d.comb += rate.eq(1 << log)
         with m.If(left > rate):
@@ -148,7 +138,7 @@ class TransposedLoad(wiring.Component):
         with m.If(self.start):
             m.d.sync += [
                 left.eq(self.n), at.eq(0), row.eq(self.src), stride.eq(self.stride),
-                log.eq(rate_log),
+                log.eq(self.rate_log),
             ]  # fmt: skip
         held = Signal.like(self.spm.data.as_value(), name="held")
         m.d.sync += held.eq(self.spm.data)
@@ -177,3 +167,18 @@ class TransposedLoad(wiring.Component):
                 Cat(second[: len(tag) - log_banks], lanes[: self.chip.mxu.rows * 16])
             )
         return m
+
+
+def transposed_rate_log(m: Module, chip: Chip, stride: Value) -> Signal:
+    """log2 of the rows that a transposed load reads a cycle: fewer than it has buses where an even
+    stride meets banks twice."""
+    log_buses = exact_log2(chip.mxu.load_rows_per_cycle_transposed)
+    log_banks = exact_log2(chip.spm.banks_per_stripe)
+    rate_log = Signal(range(log_buses + 1))
+    zeros = Signal(range(log_banks + 1))  # at the stride's end
+    m.d.comb += zeros.eq(log_banks)
+    for bit in reversed(range(log_banks)):
+        with m.If(stride[bit]):
+            m.d.comb += zeros.eq(bit)
+    m.d.comb += rate_log.eq(Mux(log_banks - zeros < log_buses, log_banks - zeros, log_buses))
+    return rate_log

@@ -1,7 +1,8 @@
 """What a vector map costs and which maps are refused, as logic.
 
-Contract: `Map.occupancy`, and the fault that `tapeout.isa.interp` finds in it first, known from
-`Map.check_cycles` after the map is presented: products, then their sums, then what follows.
+Contract: `Map.occupancy`, and the fault that `tapeout.isa.interp` finds in it first. They are
+worked out in the `Map.check_cycles` in which the map is presented: products, then their sums, then
+what follows; that is held from `accept`, in the last of these, on.
 """
 
 from collections.abc import Sequence
@@ -39,18 +40,18 @@ class MapCost:
         occupancy: cycles until the next map may issue. latency: until this one has retired.
     """
 
-    def __init__(self, m: Module, chip: Chip, i: data.View) -> None:
+    def __init__(self, m: Module, chip: Chip, i: data.View, accept: Value) -> None:
         vpu = chip.vpu
-        self.along_tiles, self.inner, self.outer = Signal(), Signal(16), Signal(16)
+        along, inner, outer = Signal(), Signal(16), Signal(16)
         rows, tiles = i.rows[:16], i.tiles
         along_tiles = (i.reduce == Reduce.ARGMAX) | ((i.rows == 1) & (i.reduce == Reduce.NONE))
         m.d.sync += [
-            self.along_tiles.eq(along_tiles),
-            self.inner.eq(Mux(along_tiles, tiles, rows)),
-            self.outer.eq(Mux(along_tiles, rows, tiles)),
+            along.eq(along_tiles),
+            inner.eq(Mux(along_tiles, tiles, rows)),
+            outer.eq(Mux(along_tiles, rows, tiles)),
         ]
 
-        self.step_log2 = Signal(range(exact_log2(vpu.sublanes) + 1))
+        step_log2 = Signal(range(exact_log2(vpu.sublanes) + 1))
         most = exact_log2(vpu.sublanes)
         shares: list[Value] = []  # step_log2 <= n is ruled out, by n
         for n in range(most):
@@ -69,14 +70,14 @@ class MapCost:
                     else:
                         limits.append(is_kind(o, *kinds) & (stride != 0))
             shares.append(any_of(limits))
-        m.d.sync += self.step_log2.eq(most)
+        m.d.sync += step_log2.eq(most)
         for n in reversed(range(most)):
             with m.If(shares[n]):
-                m.d.sync += self.step_log2.eq(n)
+                m.d.sync += step_log2.eq(n)
 
         turns = {f: schedule_for(f).passes(vpu.function_steps) for f in Function}
-        self.passes = Signal(range(max(turns.values()) + 1))
-        self.apart = Signal(range(vpu.adder_stages + 1))
+        passes = Signal(range(max(turns.values()) + 1))
+        apart = Signal(range(vpu.adder_stages + 1))
         around = Signal(range(max(turns.values()) * round_cycles(chip)))
         around_after = Signal(32)
         joins = (i.reduce != Reduce.NONE) & (i.reduce != Reduce.ARGMAX) & (tiles > 1)
@@ -84,38 +85,50 @@ class MapCost:
             for f, p in turns.items():
                 with m.Case(f):
                     m.d.sync += [
-                        self.passes.eq(p),
-                        self.apart.eq(Mux(joins, -(-vpu.adder_stages // p), 1)),
+                        passes.eq(p),
+                        apart.eq(Mux(joins, -(-vpu.adder_stages // p), 1)),
                         around.eq((p - 1) * round_cycles(chip)),
                     ]
         full, inner_steps, steps, cycles = Signal(17), Signal(17), Signal(33), Signal(32)
         after = Signal(range(vpu.depth_cycles + chip.vpu_reduce_cycles + 1))
-        self.occupancy, self.latency = Signal(32), Signal(32)
         m.d.comb += [
-            full.eq((self.inner + (C(1) << self.step_log2) - 1) >> self.step_log2),
-            cycles.eq(steps * self.passes),
+            full.eq((inner + (C(1) << step_log2) - 1) >> step_log2),
+            cycles.eq(steps * passes),
         ]
         m.d.sync += [
-            inner_steps.eq(Mux(full < self.apart, self.apart, full)),
-            steps.eq(self.outer * inner_steps),
+            inner_steps.eq(Mux(full < apart, apart, full)),
+            steps.eq(outer * inner_steps),
             after.eq(vpu.depth_cycles + Mux(i.reduce != Reduce.NONE, chip.vpu_reduce_cycles, 0)),
             around_after.eq(around + after),
-            self.occupancy.eq(cycles + around),
-            self.latency.eq(cycles + around_after),
         ]
 
+        def held(value: Value, name: str) -> Signal:
+            register = Signal.like(value, name=name)
+            with m.If(accept):
+                m.d.sync += register.eq(value)
+            return register
 
-def map_fault(m: Module, chip: Chip, i: data.View) -> Value:
-    """The `Fault` of a map, `Fault.NONE` where it is sound; a register."""
-    fault, is_illegal = Signal(4), Signal()
-    m.d.sync += [fault.eq(Fault.NONE), is_illegal.eq(_is_illegal(chip, i))]
+        self.along_tiles = held(along, "along_tiles")
+        self.inner, self.outer = held(inner, "inner"), held(outer, "outer")
+        self.step_log2 = held(step_log2, "step_log2")
+        self.passes, self.apart = held(passes, "passes"), held(apart, "apart")
+        self.occupancy = held((cycles + around)[:32], "occupancy")
+        self.latency = held((cycles + around_after)[:32], "latency")
+
+
+def map_fault(m: Module, chip: Chip, i: data.View, accept: Value) -> Value:
+    """The `Fault` of a map, `Fault.NONE` where it is sound; held from `accept` on."""
+    fault, found, is_illegal = Signal(4), Signal(4), Signal()
+    m.d.sync += is_illegal.eq(_is_illegal(chip, i))
+    with m.If(accept):
+        m.d.sync += fault.eq(found)
     rules: Sequence[tuple[Value, Fault]] = [
         (is_illegal, Fault.ILLEGAL_OPERAND),
         *((beyond, fault) for beyond, fault in _bounds(m, chip, i)),
     ]
     for holds, code in reversed(rules):
         with m.If(holds):
-            m.d.sync += fault.eq(code)
+            m.d.comb += found.eq(code)
     return fault
 
 

@@ -28,7 +28,7 @@ from .accumulate import Accumulator
 from .array import ONE_BF16, SystolicArray
 from .boxes import Delay
 from .decode import word_of
-from .loads import SPM_STAGES, StraightLoad, TransposedLoad
+from .loads import SPM_STAGES, StraightLoad, TransposedLoad, transposed_rate_log
 from .memory import acc_reads, acc_writes, spm_reads
 from .operands import SUM_BITS, resolved_layout
 from .tokens import CYCLE_BITS
@@ -53,10 +53,31 @@ class MatrixUnit(wiring.Component):
                 "bank": exact_log2(chip.spm.banks_per_stripe),
             }
         )
+        self._tile = data.StructLayout(
+            {"k": chip.mxu.rows.bit_length(), "n": chip.mxu.cols.bit_length()}
+        )
+        self._due = data.StructLayout(  # the instruction that was accepted last
+            {
+                "load": resolved_layout(mxu.Load),
+                "rate_log": range(exact_log2(chip.mxu.load_rows_per_cycle_transposed) + 1),
+                "matmul": resolved_layout(mxu.Matmul),
+                "dst": signed(SUM_BITS),  # of a pass
+                "is_load": 1,
+                "is_unload": 1,
+                "swaps": 1,  # the tile is the shadow's
+                "adds": 1,
+                "tile": self._tile,  # that a pass uses
+                "total": 33,  # moving rows
+                "rows": 33,  # of acc
+                "load_cycles": CYCLE_BITS,
+                "pass_cycles": CYCLE_BITS,
+            }
+        )
         super().__init__(
             {
                 "opcode": In(8),
                 "first_iteration": In(1),
+                "accept": In(1),
                 "start": In(1),
                 "fits": Out(1),
                 "fault": Out(4),
@@ -90,49 +111,30 @@ class MatrixUnit(wiring.Component):
         ]
         is_load = self.opcode == mxu.Load.opcode
         is_unload = self.opcode == mxu.Unload.opcode
-        starts_load, starts_pass = Signal(), Signal()
-        m.d.comb += [
-            starts_load.eq(self.start & is_load),
-            starts_pass.eq(self.start & ~is_load),
-            straight.start.eq(starts_load & ~self.load.transposed),
-            straight.src.eq(self.load.src),
-            straight.k.eq(self.load.k),
-            transposed.start.eq(starts_load & self.load.transposed),
-            transposed.src.eq(self.load.src),
-            transposed.stride.eq(self.load.stride),
-            transposed.n.eq(self.load.n),
-        ]
+        is_pass = is_unload | (self.opcode == mxu.Matmul.opcode)
 
-        # The tile in the shadow, and the one that passes use.
-        shape = data.StructLayout(
-            {"k": self.chip.mxu.rows.bit_length(), "n": self.chip.mxu.cols.bit_length()}
-        )
-        shadow, active, tile = Signal(shape), Signal(shape), Signal(shape)
+        # The tile in the shadow, and that of passes, as the instruction that is checked finds them.
+        shadow, active, tile = Signal(self._tile), Signal(self._tile), Signal(self._tile)
         has_shadow, has_active = Signal(), Signal()
         m.d.comb += tile.eq(Mux(has_shadow, shadow, active))
-        k, n = tile.k, tile.n
-        with m.If(starts_load):
+        with m.If(self.accept & is_load):
             m.d.sync += [shadow.k.eq(self.load.k), shadow.n.eq(self.load.n), has_shadow.eq(1)]
-        with m.If(starts_pass):
+        with m.If(self.accept & is_pass):
             m.d.sync += [active.eq(tile), has_active.eq(1), has_shadow.eq(0)]
 
         # What is worked out while it is checked: first products, then what follows from them.
         total, load_cycles, wave = Signal(33), Signal(CYCLE_BITS), Signal(CYCLE_BITS)
-        rows, pass_cycles = Signal(33), Signal(CYCLE_BITS)
         least = self.chip.mxu.accumulate_cycles
-        now_rows = Mux(is_unload, self.chip.mxu.rows, total)
-        by_wave = (self.load.k - 1)[: len(k)] * self.chip.mxu.adder_stages
+        rows = Mux(is_unload, self.chip.mxu.rows, total)
+        by_wave = (self.load.k - 1)[: len(tile.k)] * self.chip.mxu.adder_stages
         beyond = self.array.latency_cycles + self.chip.mxu.accumulate_cycles + 3
+        rate_log = transposed_rate_log(m, self.chip, self.load.stride)
+        by_rate = (self.load.n[:9] + (1 << rate_log) - 1) >> rate_log
         m.d.sync += [
             total.eq(self.matmul.rows[:17] * self.matmul.outer),
-            load_cycles.eq(Mux(self.load.transposed, transposed.cycles, straight.slots)),
+            load_cycles.eq(Mux(self.load.transposed, by_rate[:9], straight.slots)),
             wave.eq(Mux(self.load.transposed, 0, by_wave)),
-            rows.eq(now_rows),
-            pass_cycles.eq(Mux(now_rows > least, now_rows, least)),
-            self.latency.eq(Mux(is_load, load_cycles + 2 + wave, now_rows + beyond)),
         ]
-        m.d.comb += self.occupancy.eq(Mux(is_load, load_cycles, pass_cycles))
-        adds, unsettled = Signal(), Signal()
         accumulate = Array(
             {
                 mxu.Accumulate.WRITE: C(0, 1),
@@ -141,28 +143,58 @@ class MatrixUnit(wiring.Component):
             }[mode]
             for mode in mxu.Accumulate
         )[self.matmul.accumulate]
-        m.d.comb += [
-            adds.eq(accumulate & ~is_unload),
-            unsettled.eq(self._unsettled(m, starts_pass, is_unload, rows) & adds),
-        ]
-        load_left = self._port(m, "load_left", starts_load, load_cycles)
-        pass_left = self._port(m, "pass_left", starts_pass, pass_cycles)
-        m.d.comb += [
-            self.fits.eq(
-                Mux(
-                    is_load,
-                    load_left == 0,
-                    (pass_left == 0) & (~has_shadow | (load_left == 0)) & ~unsettled,
-                )
-            ),
-        ]
+        has_weights = has_shadow | has_active
         faults = [
             self._judge_load(m),
-            self._judge_unload(m, has_shadow | has_active, k),
-            self._judge_matmul(m, has_shadow | has_active, total),
+            self._judge_unload(m, has_weights, tile.k),
+            self._judge_matmul(m, has_weights, total),
         ]
-        m.d.sync += self.fault.eq(Mux(is_load, faults[0], Mux(is_unload, faults[1], faults[2])))
-        self._passes(m, starts_pass, is_unload, has_shadow, k, n, total, adds, accumulator)
+        due = Signal(self._due)
+        with m.If(self.accept):
+            m.d.sync += [
+                due.load.eq(self.load),
+                due.rate_log.eq(rate_log),
+                due.matmul.eq(self.matmul),
+                due.dst.eq(Mux(is_unload, self.unload.dst, self.matmul.dst)),
+                due.is_load.eq(is_load),
+                due.is_unload.eq(is_unload),
+                due.swaps.eq(has_shadow),
+                due.adds.eq(accumulate & ~is_unload),
+                due.tile.eq(tile),
+                due.total.eq(total),
+                due.rows.eq(rows),
+                due.load_cycles.eq(load_cycles),
+                due.pass_cycles.eq(Mux(rows > least, rows, least)),
+                self.latency.eq(Mux(is_load, load_cycles + 2 + wave, rows + beyond)),
+                self.fault.eq(Mux(is_load, faults[0], Mux(is_unload, faults[1], faults[2]))),
+            ]
+
+        # What issues.
+        starts_load, starts_pass = Signal(), Signal()
+        m.d.comb += [
+            starts_load.eq(self.start & due.is_load),
+            starts_pass.eq(self.start & ~due.is_load),
+            straight.start.eq(starts_load & ~due.load.transposed),
+            straight.src.eq(due.load.src),
+            straight.k.eq(due.load.k),
+            transposed.start.eq(starts_load & due.load.transposed),
+            transposed.src.eq(due.load.src),
+            transposed.stride.eq(due.load.stride),
+            transposed.n.eq(due.load.n),
+            transposed.rate_log.eq(due.rate_log),
+            self.occupancy.eq(Mux(due.is_load, due.load_cycles, due.pass_cycles)),
+        ]
+        load_left = self._port(m, "load_left", starts_load, due.load_cycles)
+        pass_left = self._port(m, "pass_left", starts_pass, due.pass_cycles)
+        unsettled = self._unsettled(m, starts_pass, due)
+        m.d.comb += self.fits.eq(
+            Mux(
+                due.is_load,
+                load_left == 0,
+                (pass_left == 0) & (~due.swaps | (load_left == 0)) & ~unsettled,
+            )
+        )
+        self._passes(m, starts_pass, due, accumulator)
         return m
 
     def _port(self, m: Module, name: str, starts: Value, cycles: Value) -> Signal:
@@ -174,16 +206,17 @@ class MatrixUnit(wiring.Component):
             m.d.sync += left.eq(left - 1)
         return left
 
-    def _unsettled(self, m: Module, starts: Value, is_unload: Value, rows: Value) -> Value:
+    def _unsettled(self, m: Module, starts: Value, due: data.View) -> Value:
         """Whether a pass that adds might read a row whose sum the last pass has not written yet.
 
         Rows in step with the last pass's, or behind them, come when their sums are there.
         """
-        left = self._port(m, "settling", starts, rows + (self.chip.mxu.accumulate_cycles - 1))
+        sums = due.rows + (self.chip.mxu.accumulate_cycles - 1)
+        left = self._port(m, "settling", starts, sums)
         last_dst = Signal(signed(SUM_BITS))
         with m.If(starts):
-            m.d.sync += last_dst.eq(Mux(is_unload, self.unload.dst, self.matmul.dst))
-        return (left != 0) & (self.matmul.dst > last_dst)
+            m.d.sync += last_dst.eq(due.dst)
+        return due.adds & (left != 0) & (due.dst > last_dst)
 
     # --- what is refused ---
 
@@ -233,12 +266,9 @@ class MatrixUnit(wiring.Component):
 
     # --- passes ---
 
-    def _passes(
-        self, m: Module, starts: Value, is_unload: Value, swaps: Value, k: Value, n: Value,
-        total: Value, accumulates: Value, accumulator: Accumulator,
-    ) -> None:  # fmt: skip
+    def _passes(self, m: Module, starts: Value, due: data.View, accumulator: Accumulator) -> None:
         """Walks over the moving rows of a pass, one a cycle from the cycle after its issue on."""
-        chip, it = self.chip, self.matmul
+        chip, it = self.chip, due.matmul
         unloads, swap, adds = Signal(), Signal(), Signal()
         left, inner_left, rows = Signal(16), Signal(16), Signal(16)
         row_bits = len(self.spm_moving.row[0])
@@ -246,7 +276,7 @@ class MatrixUnit(wiring.Component):
         stride, outer_stride = Signal(12), Signal(16)
         dst = Signal(len(accumulator.row))
         at = Signal(range(chip.mxu.rows))  # of an unload
-        k_now, n_now = Signal(len(k)), Signal(len(n))
+        k_now, n_now = Signal.like(due.tile.k), Signal.like(due.tile.n)
         active = Signal()
         m.d.comb += active.eq(left != 0)
         with m.If(active):
@@ -260,13 +290,13 @@ class MatrixUnit(wiring.Component):
                 m.d.sync += [inner_left.eq(inner_left - 1), source.eq(source + stride)]
         with m.If(starts):
             m.d.sync += [
-                unloads.eq(is_unload), swap.eq(swaps), adds.eq(accumulates),
-                left.eq(Mux(is_unload, k, total)),
+                unloads.eq(due.is_unload), swap.eq(due.swaps), adds.eq(due.adds),
+                left.eq(Mux(due.is_unload, due.tile.k, due.total)),
                 inner_left.eq(it.rows), rows.eq(it.rows),
                 source.eq(it.src), outer_source.eq(it.src),
                 stride.eq(it.stride), outer_stride.eq(it.outer_stride),
-                dst.eq(Mux(is_unload, self.unload.dst, it.dst)),
-                at.eq(0), k_now.eq(k), n_now.eq(n),
+                dst.eq(due.dst),
+                at.eq(0), k_now.eq(due.tile.k), n_now.eq(due.tile.n),
             ]  # fmt: skip
         banks = chip.spm.banks_per_stripe
         order = Signal(self._order)

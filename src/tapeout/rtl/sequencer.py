@@ -14,7 +14,7 @@ from tapeout.isa.program import MAX_BASES
 from tapeout.isa.seq import REGISTER_BITS
 
 from .alu import ScalarAlu
-from .decode import OPCODE_BITS, any_of, field, is_a, refusal
+from .decode import OPCODE_BITS, field, is_a, refusal
 from .fetch import ADDRESS_BITS, FETCH, PC_BITS, FetchUnit
 from .loops import LOOP_BITS, LoopStack
 from .operands import SUM_BITS, resolve, resolved_layout
@@ -34,10 +34,12 @@ class Stall(IntEnum):
 
 
 ENGINE = {
-    # Of the instruction that is to issue: it and its fields stand for `check_cycles` cycles, in
-    # which the engine works out what it says of it, and then until it issues.
+    # Of the instruction that is checked: it and its fields stand for `check_cycles` cycles or more,
+    # the last with `accept`. What the engine has worked out by then it holds from the next on.
     "opcode": Out(8),
     "first_iteration": Out(1),  # of the innermost loop, or there is none
+    "accept": Out(1),  # the check is over, and all before it have issued
+    # Of the one accepted last:
     "start": Out(1),  # it issues, and is sound
     "fits": In(1),  # its port is free
     "fault": In(4),  # what is wrong with it
@@ -67,9 +69,11 @@ class Sequencer(wiring.Component):
     """One queue's sequencer:
 
     An instruction that has come is read: its fields, scalar registers added, are held. It is
-    checked for `check_cycles` cycles, and issues in the first one after in which its awaited tokens
+    checked for `check_cycles` cycles, the last not before that in which the instruction before it
+    issues. It then is the one that is due: it issues in the first cycle in which its awaited tokens
     are there, its port is free and, if it drains, all before it have retired. The next is read in
-    the cycle after that.
+    the cycle after the check, or, behind one of the sequencer's own, in the cycle after its issue:
+    registers and loops are then as it leaves them.
 
     Ports of the engine, see `ENGINE`; besides, `engine_<name>` for each of its instructions (the
     part of the mnemonic after the dot): its fields with registers read.
@@ -145,95 +149,106 @@ class Sequencer(wiring.Component):
             self.request_address.eq(fetch.request_address),
             self.request_words.eq(fetch.request_words),
         ]
+        pc, next_pc = Signal(PC_BITS), Signal(PC_BITS)  # of what is read, or is checked
         halted, holds_value = Signal(), Signal()
-        next_pc = Signal(PC_BITS)
         m.d.comb += [
-            fetch.pc.eq(self.pc),
+            fetch.pc.eq(pc),
             fetch.next_pc.eq(next_pc),
             fetch.low.eq(loops.low_line),
-            loops.pc.eq(self.pc),
-            next_pc.eq(Mux(loops.advance, loops.next_pc, self.pc)),
+            loops.pc.eq(pc),
+            next_pc.eq(Mux(loops.advance, loops.next_pc, pc)),
             self.halted.eq(halted | (self.count == 0)),
             self.fault_pc.eq(self.pc),
         ]
-        m.d.sync += self.pc.eq(next_pc)
+        m.d.sync += pc.eq(next_pc)
         zero = C(0, signed(REGISTER_BITS))
         self._registers = Array(
             zero if r == 0 else Signal(signed(REGISTER_BITS), name=f"r{r}")
             for r in range(self.chip.seq.registers)
         )
 
-        # Its steps: 0 it is read, 1 to check_cycles it is checked, then it may issue.
+        # Its steps: 0 it is read, 1 to check_cycles it is checked. Then it is due.
         most = max([1, *(cls.check_cycles for cls in self.instructions.values())])
-        step = Signal(range(most + 2))
-        reads, may_issue, issues = Signal(), Signal(), Signal()
-        is_past = self.pc >= self.count
-        now_is = self._read(m, word, loops, is_past)
+        step = Signal(range(most + 1))
+        reads, accepts, issues = Signal(), Signal(), Signal()
+        is_due, is_own = Signal(), Signal()
+        is_past = pc >= self.count
+        layout = self._layout()
+        read, due = Signal(layout), Signal(layout)  # what is checked, what is to issue
+        self._read(m, read, word, loops, pc, is_past)
         checks = Signal.like(step)
         m.d.comb += checks.eq(1)
-        with m.If(~now_is.is_refused):
+        with m.If(~read.is_refused):
             for name, cls in self.instructions.items():
-                with m.If(now_is.engine_is[name]):
+                with m.If(read.engine_is[name]):
                     m.d.comb += checks.eq(cls.check_cycles)
         m.d.comb += [
+            is_own.eq((is_due & ~due.engine_is.as_value().any()) | holds_value),
             reads.eq(
-                self.active & ~self.halted & ~holds_value & (step == 0)
-                & (is_past | fetch.has_word)
+                self.active & ~self.halted & ~is_own & (step == 0) & (is_past | fetch.has_word)
             ),
-            may_issue.eq(self.active & ~self.halted & (step == checks + 1)),
-        ]  # fmt: skip
-        with m.If(issues):
-            m.d.sync += step.eq(0)
-        with m.Elif(reads | ((step != 0) & (step != checks + 1))):
-            m.d.sync += step.eq(step + 1)
+            accepts.eq((step == checks) & (~is_due | issues)),
+            self.engine_accept.eq(accepts),
+        ]
+        with m.If(accepts):
+            m.d.sync += [step.eq(0), is_due.eq(1), due.eq(read), self.pc.eq(pc)]
+        with m.Else():
+            with m.If(issues):
+                m.d.sync += is_due.eq(0)
+            with m.If(reads | ((step != 0) & (step != checks))):
+                m.d.sync += step.eq(step + 1)
 
         # What it waits for.
-        has_tokens, uses_engine, illegal, executes = Signal(), Signal(), Signal(), Signal()
+        may_issue, uses_engine, has_tokens = Signal(), Signal(), Signal()
+        illegal, executes = Signal(), Signal()
         retiring = self._retirement(m)
-        takes_place = now_is.posts != 0
+        takes_place = due.posts != 0
         if self.engine == "dma":
             takes_place |= uses_engine
         m.d.comb += [
-            has_tokens.eq((now_is.waits & ~self.has_token) == 0),
-            uses_engine.eq(any_of(list(now_is.engine_is.values()))),
-            illegal.eq(may_issue & now_is.is_refused),
+            may_issue.eq(self.active & ~self.halted & is_due),
+            has_tokens.eq((due.waits & ~self.has_token) == 0),
+            uses_engine.eq(due.engine_is.as_value().any()),
+            illegal.eq(may_issue & due.is_refused),
             issues.eq(
                 may_issue & ~illegal & has_tokens
-                & (~now_is.drains | retiring.is_drained)
+                & (~due.drains | retiring.is_drained)
                 & (~takes_place | retiring.has_room)
                 & (~uses_engine | self.engine_fits)
             ),
             self.issues.eq(issues),
             self.waits.eq(may_issue & ~illegal & ~has_tokens),
             self.is_quiet.eq(retiring.is_empty & ~holds_value),
-            self.take.eq(Mux(issues, now_is.waits, 0)),
+            self.take.eq(Mux(issues, due.waits, 0)),
             self.occupies.eq(Mux(self.engine_start, self.engine_occupancy, 0)),
         ]  # fmt: skip
         with m.If(self.active & ~self.halted & ~illegal):
-            with m.If(issues | reads | ((step != 0) & ~may_issue)):
+            with m.If(issues | (~is_due & (reads | (step != 0)))):
                 m.d.comb += self.stall.eq(Stall.BUSY)
             with m.Elif(holds_value):
                 m.d.comb += self.stall.eq(Stall.MEMORY)
-            with m.Elif(step == 0):
+            with m.Elif(~is_due):
                 m.d.comb += self.stall.eq(Stall.FETCH)
             with m.Elif(~has_tokens):
-                missing = now_is.waits & ~self.has_token
+                missing = due.waits & ~self.has_token
                 m.d.comb += self.stall.eq(Stall.TOKEN + self._first_peer(missing))
-            with m.Elif(now_is.drains & ~retiring.is_drained):
+            with m.Elif(due.drains & ~retiring.is_drained):
                 m.d.comb += self.stall.eq(Stall.DRAIN)
             with m.Else():
                 m.d.comb += self.stall.eq(Stall.PORT)
 
         # What it does.
         fault = Signal(4)
-        done = Signal()  # the instruction is over: the pc moves, its retire cycle is known
+        done = Signal()  # the instruction is over: its retire cycle is known
         m.d.comb += [
             executes.eq(issues & (fault == 0)),
-            done.eq(executes & ~now_is.load | self.value_comes),
-            loops.advance.eq(done & ~now_is.halt),
-            fault.eq(self._scalar(m, now_is, loops, executes)),
+            done.eq(executes & ~due.load | self.value_comes),
+            loops.advance.eq(
+                Mux(is_own, done & ~due.halt, accepts & read.engine_is.as_value().any())
+            ),
+            fault.eq(self._scalar(m, read, due, loops, accepts, is_own, executes)),
             self.fault.eq(
-                Mux(illegal, Mux(now_is.is_unknown, Fault.ILLEGAL_INSTRUCTION,
+                Mux(illegal, Mux(due.is_unknown, Fault.ILLEGAL_INSTRUCTION,
                                  Fault.ILLEGAL_OPERAND), Mux(issues, fault, Fault.NONE))
             ),
         ]  # fmt: skip
@@ -246,9 +261,9 @@ class Sequencer(wiring.Component):
             with m.If(self.engine_late_fault != Fault.NONE):
                 m.d.comb += [self.fault.eq(self.engine_late_fault), self.fault_pc.eq(last_pc)]
         m.d.comb += self.engine_start.eq(executes & uses_engine)
-        with m.If(issues & now_is.halt):
+        with m.If(issues & due.halt):
             m.d.sync += halted.eq(1)
-        with m.If(executes & now_is.load):
+        with m.If(executes & due.load):
             m.d.sync += holds_value.eq(1)
         with m.If(self.value_comes):
             m.d.sync += holds_value.eq(0)
@@ -257,7 +272,7 @@ class Sequencer(wiring.Component):
             retiring.now.eq(self.now),
             retiring.push.eq(done),
             retiring.push_latency.eq(Mux(uses_engine, self.engine_latency, 1)),
-            retiring.push_posts.eq(now_is.posts),
+            retiring.push_posts.eq(due.posts),
             retiring.push_is_transfer.eq(uses_engine),
             retiring.done.eq(self.engine_done),
             self.retires.eq(retiring.retires),
@@ -266,9 +281,39 @@ class Sequencer(wiring.Component):
         ]
         return m
 
-    def _read(self, m: Module, word: Value, loops: LoopStack, is_past: Value) -> "_Read":
-        """What is held of the word at the pc, from the cycle after on."""
-        read = _Read(self.chip, self.channels, [*self.instructions])
+    def _layout(self) -> data.StructLayout:
+        """What is held of an instruction.
+
+        waits, posts: channels, if it waits and posts in this iteration. is_refused: it cannot run;
+        is_unknown: as it is no instruction of the queue. halt .. loop, engine_is: what it is, none
+        of these a nop. x, y: r[a]; the field and register that scalar instructions add. after, end:
+        the next pc, and that behind a loop's body.
+        """
+        flags = (
+            "drains", "is_unknown", "is_refused", "halt", "trap", "set", "alu", "load", "loop",
+            "is_empty",
+        )  # fmt: skip
+        return data.StructLayout(
+            {
+                "waits": self.channels,
+                "posts": self.channels,
+                **dict.fromkeys(flags, 1),
+                "engine_is": data.StructLayout(dict.fromkeys(self.instructions, 1)),
+                "dst": 5,
+                "op": Shape.cast(seq.Alu),
+                "x": signed(REGISTER_BITS),
+                "y": signed(SUM_BITS),
+                "base": BASE,
+                "after": PC_BITS,
+                "end": PC_BITS,
+            }
+        )
+
+    def _read(
+        self, m: Module, read: data.View, word: Value, loops: LoopStack, pc: Value, is_past: Value
+    ) -> None:
+        """Holds what is needed of the word at the pc, from the cycle after on, while none is
+        checked."""
         refused = refusal(word, self.chip, self.name)
         waits, posts = (
             Mux(self._happens(word, f"{name}_when", loops), self._mask(word, f"{name}s"), 0)
@@ -308,15 +353,14 @@ class Sequencer(wiring.Component):
             read.y.eq(immediate + registers[register]),
             read.base.eq(base_of(self.bases, field(word, seq.Load, "src", "base"))),
             read.is_empty.eq(field(word, seq.Loop, "length") == 0),
-            read.after.eq(self.pc + 1),
-            read.end.eq(self.pc + 1 + field(word, seq.Loop, "length")),
+            read.after.eq(pc + 1),
+            read.end.eq(pc + 1 + field(word, seq.Loop, "length")),
             self.engine_opcode.eq(word[:OPCODE_BITS]),
             self.engine_first_iteration.eq(loops.is_empty | loops.is_first),
         ]
         for name, cls in self.instructions.items():
             m.d.sync += read.engine_is[name].eq(is_a(word, cls))
             m.d.sync += resolve(getattr(self, f"engine_{name}"), word, cls, registers)
-        return read
 
     def _retirement(self, m: Module) -> RetireQueue | TransferRetireQueue:
         kind = TransferRetireQueue if self.engine == "dma" else RetireQueue
@@ -348,78 +392,59 @@ class Sequencer(wiring.Component):
             for w in When
         )[when]
 
-    def _scalar(self, m: Module, it: "_Read", loops: LoopStack, executes: Value) -> Value:
+    def _scalar(
+        self, m: Module, read: data.View, due: data.View, loops: LoopStack, accepts: Value,
+        is_own: Value, executes: Value,
+    ) -> Value:  # fmt: skip
         """What scalar instructions do, from what was worked out while they were checked: the fault
         of one that issues."""
         m.submodules.alu = alu = ScalarAlu()
         result = Signal(signed(REGISTER_BITS))
-        m.d.comb += [alu.op.eq(it.op), alu.x.eq(it.x), alu.y.eq(it.y)]
-        m.d.sync += result.eq(Mux(it.set, it.y, alu.result))
+        m.d.comb += [alu.op.eq(read.op), alu.x.eq(read.x), alu.y.eq(read.y)]
+        with m.If(accepts):
+            m.d.sync += result.eq(Mux(read.set, read.y, alu.result))
         value, writes = Signal(signed(REGISTER_BITS)), Signal()
         m.d.comb += [
-            value.eq(Mux(it.load, self.value.as_signed(), result)),
-            writes.eq(self.value_comes | (executes & (it.set | it.alu))),
+            value.eq(Mux(due.load, self.value.as_signed(), result)),
+            writes.eq(self.value_comes | (executes & (due.set | due.alu))),
         ]
         for r in range(1, self.chip.seq.registers):
-            with m.If(writes & (it.dst == r)):
+            with m.If(writes & (due.dst == r)):
                 m.d.sync += self._registers[r].eq(value)
 
         load_fault, loop_fault = Signal(4), Signal(4)
         count, skips, target = Signal(LOOP_BITS), Signal(), Signal(PC_BITS)
-        no_trips = it.y <= 0
+        no_trips = read.y <= 0
         outer_end = Mux(loops.is_empty, self.count, loops.outer_end)
-        m.d.sync += [
-            self.load_address.eq(it.base.address + it.y),
-            load_fault.eq(Fault.NONE),
-            loop_fault.eq(Fault.NONE),
-            count.eq(it.y),
-            skips.eq(no_trips),
-            target.eq(Mux(it.loop & no_trips, it.end, it.after)),
-        ]
-        with m.If(it.y[:2] != 0):
-            m.d.sync += load_fault.eq(Fault.ILLEGAL_OPERAND)
-        with m.Elif(~it.base.is_given | (it.y < 0) | (it.y + 4 > it.base.bytes)):
-            m.d.sync += load_fault.eq(Fault.HBM_BOUNDS)
-        with m.If(it.is_empty | (it.end > outer_end)):
-            m.d.sync += loop_fault.eq(Fault.ILLEGAL_OPERAND)
-        with m.Elif(~no_trips & loops.is_full):
-            m.d.sync += loop_fault.eq(Fault.LOOP_DEPTH)
+        with m.If(accepts):
+            m.d.sync += [
+                self.load_address.eq(read.base.address + read.y),
+                load_fault.eq(Fault.NONE),
+                loop_fault.eq(Fault.NONE),
+                count.eq(read.y),
+                skips.eq(no_trips),
+                target.eq(Mux(read.loop & no_trips, read.end, read.after)),
+            ]
+            with m.If(read.y[:2] != 0):
+                m.d.sync += load_fault.eq(Fault.ILLEGAL_OPERAND)
+            with m.Elif(~read.base.is_given | (read.y < 0) | (read.y + 4 > read.base.bytes)):
+                m.d.sync += load_fault.eq(Fault.HBM_BOUNDS)
+            with m.If(read.is_empty | (read.end > outer_end)):
+                m.d.sync += loop_fault.eq(Fault.ILLEGAL_OPERAND)
+            with m.Elif(~no_trips & loops.is_full):
+                m.d.sync += loop_fault.eq(Fault.LOOP_DEPTH)
         m.d.comb += [
-            self.load_request.eq(executes & it.load),
-            loops.target.eq(target),
-            loops.push.eq(it.loop & ~skips),
-            loops.push_end.eq(it.end),
+            self.load_request.eq(executes & due.load),
+            loops.target.eq(Mux(is_own, target, read.after)),
+            loops.push.eq(is_own & due.loop & ~skips),
+            loops.push_end.eq(due.end),
             loops.push_count.eq(count),
         ]
         fault = Signal(4)
-        with m.If(it.load):
+        with m.If(due.load):
             m.d.comb += fault.eq(load_fault)
-        with m.If(it.loop):
+        with m.If(due.loop):
             m.d.comb += fault.eq(loop_fault)
-        with m.If(it.trap):
+        with m.If(due.trap):
             m.d.comb += fault.eq(Fault.TRAP)
         return fault
-
-
-class _Read:
-    """Registers that hold an instruction from its read to its issue.
-
-    Attributes:
-        waits, posts: channels, if it waits and posts in this iteration.
-        is_refused: it cannot run; is_unknown: as it is no instruction of the queue.
-        set, alu, load, loop, trap, halt, engine_is: what it is.
-        x, y: r[a]; the field and register that scalar instructions add.
-        after, end: the next pc, and that behind a loop's body.
-    """
-
-    def __init__(self, chip: Chip, channels: int, engine_instructions: list[str]) -> None:
-        self.waits, self.posts = Signal(channels), Signal(channels)
-        self.drains, self.is_refused, self.is_unknown = Signal(), Signal(), Signal()
-        self.set, self.alu, self.load, self.loop = Signal(), Signal(), Signal(), Signal()
-        self.trap, self.halt = Signal(), Signal()
-        self.engine_is = {name: Signal(name=f"is_{name}") for name in engine_instructions}
-        self.dst, self.op = Signal(5), Signal(Shape.cast(seq.Alu))
-        self.x, self.y = Signal(signed(REGISTER_BITS)), Signal(signed(SUM_BITS))
-        self.base = Signal(BASE)
-        self.is_empty = Signal()
-        self.after, self.end = Signal(PC_BITS), Signal(PC_BITS)

@@ -85,23 +85,28 @@ WORDS = [HbmFormat.BF16, HbmFormat.FP32]
 
 
 class Issue:
-    """The presented transfer, known after its `check_cycles`: a row's bytes, from these an outer
-    step's, those of all, and what is wrong.
+    """The presented transfer: a row's bytes, from these an outer step's, those of all, and what is
+    wrong, worked out in its `check_cycles` and held from `accept`, in the last of these, on.
 
     Attributes:
-        fault: of `Fault`. moves: whether it has runs.
+        fault: of `Fault`. moves: whether it has runs. is_store: it is one.
         shape, segments: as `SHAPE` and `SEGMENTS`.
     """
 
-    def __init__(self, m: Module, chip: Chip, i: data.View, is_store: Value, base: data.View):
+    def __init__(
+        self, m: Module, chip: Chip, i: data.View, is_store: Value, base: data.View, accept: Value
+    ) -> None:
         self.fault = Signal(4)
-        self.moves = Signal()
+        self.moves, self.is_store = Signal(), Signal()
         self.shape = Signal(SHAPE)
         self.segments = Signal(SEGMENTS)
-        self._chip, self._i = chip, i
+        self._chip, self._i, self._accept = chip, i, accept
         is_block = is_one_of(i.format, BLOCKS)
         pairs = (i.memory == Memory.SPM) & (i.format == HbmFormat.FP32)
-        m.d.sync += self.moves.eq((i.rows != 0) & (i.outer != 0))
+        moves = Signal()
+        m.d.sync += moves.eq((i.rows != 0) & (i.outer != 0))
+        with m.If(accept):
+            m.d.sync += [self.moves.eq(moves), self.is_store.eq(is_store)]
 
         # How far it reaches in HBM and in memory; counts are legal where that matters.
         rows, outer = i.rows.as_unsigned()[:COUNT_BITS], i.outer.as_unsigned()[:COUNT_BITS]
@@ -136,12 +141,12 @@ class Issue:
             down.eq(other_rows * i.row_stride + pairs),
             last.eq(across + down),
         ]
-        self._judge(m, is_store, is_block, pairs, base, end, last)
+        self._judge(m, moves, is_store, is_block, pairs, base, end, last)
         self._describe(m, is_block, base, rows, outer, unit, step, units, span, reach)
 
     def _judge(
-        self, m: Module, is_store: Value, is_block: Value, pairs: Value, base: data.View,
-        end: Value, last: Value,
+        self, m: Module, moves: Value, is_store: Value, is_block: Value, pairs: Value,
+        base: data.View, end: Value, last: Value,
     ) -> None:  # fmt: skip
         i, chip = self._i, self._chip
         strides_odd = i.row[0] | i.row_stride[0] | i.outer_rows[0]
@@ -161,20 +166,22 @@ class Issue:
         index_last = i.index_rows + ((i.rows - 1) >> exact_log2(chip.lanes))
         outside = ~base.is_given | (~i.indexed & ((i.hbm.offset < 0) | (end > base.bytes)))
         memory_rows = Mux(i.memory == Memory.SPM, chip.spm.rows, chip.vmem.rows)
-        m.d.sync += self.fault.eq(Fault.NONE)
+        fault = Signal(4)
+        with m.If(self._accept):
+            m.d.sync += self.fault.eq(fault)
         with m.If(illegal):
-            m.d.sync += self.fault.eq(Fault.ILLEGAL_OPERAND)
-        with m.Elif(self.moves):
+            m.d.comb += fault.eq(Fault.ILLEGAL_OPERAND)
+        with m.Elif(moves):
             with m.If(~base.is_given):
-                m.d.sync += self.fault.eq(Fault.HBM_BOUNDS)
+                m.d.comb += fault.eq(Fault.HBM_BOUNDS)
             with m.Elif(i.indexed & ((i.index_rows < 0) | (index_last >= chip.vmem.rows))):
-                m.d.sync += self.fault.eq(Fault.VMEM_BOUNDS)
+                m.d.comb += fault.eq(Fault.VMEM_BOUNDS)
             with m.Elif(outside):
-                m.d.sync += self.fault.eq(Fault.HBM_BOUNDS)
+                m.d.comb += fault.eq(Fault.HBM_BOUNDS)
             with m.Elif(is_store & ~base.is_writable):
-                m.d.sync += self.fault.eq(Fault.HBM_PROTECTION)
+                m.d.comb += fault.eq(Fault.HBM_PROTECTION)
             with m.Elif((i.row < 0) | (last >= memory_rows)):
-                m.d.sync += self.fault.eq(
+                m.d.comb += fault.eq(
                     Mux(i.memory == Memory.SPM, Fault.SPM_BOUNDS, Fault.VMEM_BOUNDS)
                 )
 
@@ -183,21 +190,18 @@ class Issue:
         step: Value, units: Value, span: Value, reach: Value,
     ) -> None:  # fmt: skip
         i, shape, segments = self._i, self.shape, self.segments
-        m.d.comb += [getattr(shape, n).eq(getattr(i, n)) for n in (
-            "format", "memory", "lane", "lanes", "row", "rows", "row_stride", "outer_rows"
-        )]  # fmt: skip
-        m.d.sync += [
+        given = ("format", "memory", "lane", "lanes", "row", "rows", "row_stride", "outer_rows")
+        # Units that touch are one unit.
+        inside = Signal()  # an outer step is one
+        ends = ~i.indexed & (i.outer_bytes == span)
+        m.d.sync += inside.eq(~i.indexed & ((step == unit) | (units == 1)))
+        following = [
+            *(getattr(shape, n).eq(getattr(i, n)) for n in given),
             shape.width.eq(by_format(i.format, lambda f: WIDTHS.index(f.format.bits))),
             shape.is_block.eq(is_block),
             shape.scale_bytes.eq(by_format(i.format, lambda f: f.format.scale_bytes)),
             shape.row_bytes.eq(by_format(i.format, lambda f: (i.lanes * f.format.bits) >> 3)),
             shape.most_rows.eq(self._most_rows()),
-        ]
-        # Units that touch are one unit.
-        inside = Signal()  # an outer step is one
-        ends = ~i.indexed & (i.outer_bytes == span)
-        m.d.sync += [
-            inside.eq(~i.indexed & ((step == unit) | (units == 1))),
             segments.address.eq(base.address + i.hbm.offset),
             segments.unit_bytes.eq(Mux(inside, Mux(ends, reach, span), unit)),
             segments.unit_step.eq(step),
@@ -211,6 +215,8 @@ class Issue:
             segments.low.eq(base.address),
             segments.high.eq(base.address + base.bytes),
         ]
+        with m.If(self._accept):
+            m.d.sync += following
 
     def _most_rows(self) -> Value:
         """G: by format and memory, less where rows meet in banks."""

@@ -48,6 +48,7 @@ class VectorUnit(wiring.Component):
         super().__init__(
             {
                 "map": In(resolved_layout(Map)),
+                "accept": In(1),
                 "start": In(1),
                 "fits": Out(1),
                 "fault": Out(4),
@@ -70,9 +71,10 @@ class VectorUnit(wiring.Component):
         m.submodules.walk = walk = MapWalk(chip)
         m.d.comb += [
             walk.map.eq(self.map),
+            walk.accept.eq(self.accept),
             walk.start.eq(self.start),
             self.fits.eq(walk.fits),
-            self.fault.eq(map_fault(m, chip, self.map)),
+            self.fault.eq(map_fault(m, chip, self.map, self.accept)),
             self.occupancy.eq(walk.occupancy),
             self.latency.eq(walk.latency),
         ]

@@ -81,8 +81,9 @@ class MapWalk(wiring.Component):
     outer index, `MapCost.step_log2` of them at once; there may be steps without rows at the end.
 
     Ports:
-        map, start: the instruction, and that it issues. fits: it may.
-        occupancy, latency: its cycles, from `Map.check_cycles` after it is presented.
+        map, accept: the instruction, and that it is held from the next cycle on, `Map.check_cycles`
+            after it is presented at the earliest.
+        start: it issues. fits: it may. occupancy, latency: its cycles.
         step: in this cycle, if it is valid.
     """
 
@@ -91,6 +92,7 @@ class MapWalk(wiring.Component):
         super().__init__(
             {
                 "map": In(resolved_layout(Map)),
+                "accept": In(1),
                 "start": In(1),
                 "fits": Out(1),
                 "occupancy": Out(32),
@@ -101,7 +103,7 @@ class MapWalk(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        cost = MapCost(m, self.chip, self.map)
+        cost = MapCost(m, self.chip, self.map, self.accept)
         left = Signal(32)  # cycles until the port is free
         m.d.comb += [
             self.occupancy.eq(cost.occupancy),
@@ -113,7 +115,10 @@ class MapWalk(wiring.Component):
         with m.Elif(left != 0):
             m.d.sync += left.eq(left - 1)
 
-        # The instruction that is walked, and where.
+        # The instruction that issues next; that which is walked, and where.
+        due = Signal(resolved_layout(Map), reset_less=True)
+        with m.If(self.accept):
+            m.d.sync += due.eq(self.map)
         i = Signal(resolved_layout(Map), reset_less=True)
         held = {
             name: Signal(getattr(cost, name).shape(), name=name, reset_less=True)
@@ -139,19 +144,19 @@ class MapWalk(wiring.Component):
                     m.d.sync += busy.eq(0)
         with m.If(self.start):
             m.d.sync += [busy.eq(1), turn.eq(0), inner.eq(0), outer.eq(0), steps.eq(0)]
-            m.d.sync += [i.eq(self.map), *(held[name].eq(getattr(cost, name)) for name in held)]
+            m.d.sync += [i.eq(due), *(held[name].eq(getattr(cost, name)) for name in held)]
 
-        rows = {name: self._rows(m, name, i, cost, held, fires, ends) for name in ROWS}
+        rows = {name: self._rows(m, name, due, i, held, fires, ends) for name in ROWS}
         self._step(m, i, held, fires, inner, outer, rows)
         return m
 
     def _rows(
-        self, m: Module, name: str, i: data.View, cost: MapCost, held: dict[str, Signal],
+        self, m: Module, name: str, due: data.View, i: data.View, held: dict[str, Signal],
         fires: Value, ends: Value,
     ) -> list[Value]:  # fmt: skip
         """Rows of an operand or result in this step, by sublane; a packed one moves with t only."""
         bits = row_bits(self.chip)
-        given, o = getattr(self.map, name), getattr(i, name)
+        given, o = getattr(due, name), getattr(i, name)
         base, first = Signal(bits, name=f"{name}_base"), Signal(bits, name=f"{name}_first")
         strides = Signal(14, name=f"{name}_inner"), Signal(14, name=f"{name}_outer")
         inner, outer = strides

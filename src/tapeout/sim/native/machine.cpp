@@ -265,7 +265,7 @@ void Machine::loop() {
 void Machine::fail(Queue& q, ProgramFault fault, uint64_t cycle) {
   q.blocked = Blocked::failed;
   fault.queue = q.id;
-  fault.pc = q.pc;
+  fault.pc = q.next.pc;
   fault.cycle = cycle;
   const bool earlier = !error_ || cycle < error_->cycle ||
                        (cycle == error_->cycle && q.id < error_->queue);
@@ -284,7 +284,7 @@ ProgramFault Machine::deadlock() const {
   for (const Queue& q : queues_) {
     if (q.blocked != Blocked::token) continue;
     if (first == nullptr) first = &q;
-    lines += (lines.empty() ? "pc " : "; pc ") + std::to_string(q.pc) + ": ";
+    lines += (lines.empty() ? "pc " : "; pc ") + std::to_string(q.next.pc) + ": ";
     bool more = false;
     for (uint32_t rest = q.awaited; rest != 0; rest &= rest - 1) {
       const Channel& c = channels_[size_t(incoming_[size_t(q.id * 24 + std::countr_zero(rest))])];
@@ -295,7 +295,7 @@ ProgramFault Machine::deadlock() const {
   }
   return {ErrorKind::fault, isa::Fault::DEADLOCK,
           "every queue that has not halted waits for a token nobody will post: " + lines,
-          first != nullptr ? first->id : 0, first != nullptr ? first->pc : 0, kUnknown};
+          first != nullptr ? first->id : 0, first != nullptr ? first->next.pc : 0, kUnknown};
 }
 
 std::optional<ProgramFault> Machine::leftover() const {

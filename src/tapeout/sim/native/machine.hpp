@@ -76,6 +76,7 @@ class Machine {
 
   // --- sequencer (sequencer.cpp)
   void advance(Queue& q);  // issues until blocked
+  bool read(Queue& q);
   bool step(Queue& q);
   bool issue(Queue& q, const isa::Instr& ins, uint64_t t, uint32_t posts);
   void next_pc(Queue& q, int64_t to, uint64_t cycle);

@@ -143,11 +143,22 @@ struct Generator {
 
 enum class Blocked { no, fetch, token, retire, generator, value, halted, failed };
 
+// The instruction that issues next: it is read, or checked, or waits. The pc is behind it already,
+// unless it is one of the sequencer's own.
+struct Next {
+  const isa::Instr* ins = nullptr;  // none has been read
+  int64_t pc = 0;
+  uint64_t read = 0, ready = 0;  // cycles: of its read, and from which on it may issue
+  uint32_t waits = 0, posts = 0;  // channels, in this iteration
+  bool first_iteration = false;   // of the innermost loop
+};
+
 struct Queue {
   int id = 0;
   const Stream* stream = nullptr;
   int64_t pc = 0, lines_from = 0, lines_to = 0;  // instructions of the current line
-  uint64_t next_issue = 0, last_retire = 0, index = 0;
+  uint64_t next_read = 0, next_issue = 0, last_retire = 0, index = 0;
+  Next next;
   int64_t registers[kMaxRegisters] = {};
   LoopFrame loops[kMaxLoops];
   int depth = 0;

@@ -216,7 +216,7 @@ void Machine::value_run(Queue& q) {
   report_.hbm_read_bytes += 4;
   q.registers[q.value_register] = q.value;
   q.counters.stalls.memory += back - (q.value_issue + 1);
-  q.next_issue = back;
+  q.next_read = q.next_issue = back;
   q.blocked = Blocked::no;
   runnable_ |= 1u << q.id;
   retire(q, back, q.value_posts, q.event);

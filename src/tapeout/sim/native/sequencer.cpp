@@ -88,7 +88,7 @@ uint64_t Machine::stream_port(const Queue& q, const isa::Instr& ins) const {
   const auto* const pass = std::get_if<isa::MxuMatmul>(&ins.body);
   if (pass == nullptr || isa::Accumulate(pass->accumulate) == isa::Accumulate::WRITE) return port;
   if (isa::Accumulate(pass->accumulate) == isa::Accumulate::ADD_NOT_FIRST &&
-      (q.depth == 0 || q.loops[q.depth - 1].iteration == 0))
+      q.next.first_iteration)
     return port;
   // Rows in step with the last pass's, or behind them, come when their sums are there.
   const bool ahead = pass->dst.imm + q.registers[pass->dst.reg] > last_dst_;
@@ -103,24 +103,45 @@ void Machine::start_pass(Queue& q, uint64_t t, int64_t occupancy, int64_t rows, 
   q.counters.occupied += uint64_t(occupancy);
 }
 
-// Issues the instruction at the pc; false when the queue has to wait for what nobody knows yet.
-bool Machine::step(Queue& q) {
-  const uint64_t fetched = q.pc < int64_t(q.stream->code.size()) ? word_ready(q) : 0;
+// Reads and checks the instruction at the pc, and moves the pc on unless it is for the sequencer
+// itself; false when the word is still on its way, or illegal.
+bool Machine::read(Queue& q) {
+  const bool is_past = q.pc >= int64_t(q.stream->code.size());
+  const uint64_t fetched = is_past ? 0 : word_ready(q);
   if (fetched == kUnknown) {
     q.blocked = Blocked::fetch;
     return false;
   }
-  const uint64_t read = std::max(q.next_issue, fetched);  // the cycle that reads its registers
-  try {
-    if (q.pc >= int64_t(q.stream->code.size())) illegal(q);
-    if (q.stream->legal[size_t(q.pc)] != 1) illegal(q);
-  } catch (ProgramFault& fault) {
-    fail(q, std::move(fault), read + 2);
-    return false;
+  Next& next = q.next;
+  next.pc = q.pc;
+  next.read = std::max(q.next_read, fetched);
+  if (is_past || q.stream->legal[size_t(q.pc)] != 1) {
+    try {
+      illegal(q);
+    } catch (ProgramFault& fault) {
+      fail(q, std::move(fault), std::max(next.read + 2, q.next_issue));
+      return false;
+    }
   }
   const isa::Instr& ins = q.stream->code[size_t(q.pc)];
   prefetch(&ins + 1);
-  const uint32_t waits = holds(q, ins.header.wait_when) ? ins.header.waits : 0;
+  next.ins = &ins;
+  next.ready = std::max(next.read + 1 + isa::check_cycles(ins.op), q.next_issue);
+  next.waits = holds(q, ins.header.wait_when) ? ins.header.waits : 0;
+  next.posts = holds(q, ins.header.post_when) ? ins.header.posts : 0;
+  next.first_iteration = q.depth == 0 || q.loops[q.depth - 1].iteration == 0;
+  if (!isa::is_scalar(ins.op)) {
+    next_pc(q, q.pc + 1, next.ready);
+    q.next_read = next.ready;
+  }
+  return true;
+}
+
+// Issues the next instruction; false when the queue has to wait for what nobody knows yet.
+bool Machine::step(Queue& q) {
+  if (q.next.ins == nullptr && !read(q)) return false;
+  const isa::Instr& ins = *q.next.ins;
+  const uint32_t waits = q.next.waits, posts = q.next.posts;
   for (uint32_t rest = waits; rest != 0; rest &= rest - 1) {
     const Channel& c = channels_[size_t(incoming_[size_t(q.id * 24 + std::countr_zero(rest))])];
     if (c.posts == c.waits) {
@@ -152,7 +173,6 @@ bool Machine::step(Queue& q) {
       break;
     default: break;
   }
-  const uint32_t posts = holds(q, ins.header.post_when) ? ins.header.posts : 0;
   const bool takes_place = posts != 0 || ins.op == Op::DmaLoad || ins.op == Op::DmaStore;
   if (takes_place && q.posting >= retire_entries_) {  // its entry of the ring must have retired
     if (q.posting - retire_entries_ >= q.posted) {
@@ -170,9 +190,8 @@ bool Machine::step(Queue& q) {
     cause += cycle - t;
     t = cycle;
   };
-  until(fetched, stalls.fetch);
-  const uint64_t busy = 1 + isa::check_cycles(ins.op);
-  t += busy;
+  until(q.next.read, stalls.fetch);
+  until(q.next.ready, q.counters.busy);
   for (uint32_t rest = waits; rest != 0; rest &= rest - 1) {
     const Channel& c = channels_[size_t(incoming_[size_t(q.id * 24 + std::countr_zero(rest))])];
     until(c.tokens[c.slot_of(c.waits)].visible, stalls.token[c.producer]);
@@ -186,9 +205,9 @@ bool Machine::step(Queue& q) {
 
   ++q.index;
   ++q.counters.issued;
-  q.counters.busy += busy + 1;
+  ++q.counters.busy;
   uint32_t event = 0;
-  if (trace_ != nullptr) event = trace_->issue(q.id, q.pc, t);
+  if (trace_ != nullptr) event = trace_->issue(q.id, q.next.pc, t);
   for (uint32_t rest = waits; rest != 0; rest &= rest - 1) {
     Channel& c = channels_[size_t(incoming_[size_t(q.id * 24 + std::countr_zero(rest))])];
     const size_t slot = c.slot_of(c.waits);
@@ -199,9 +218,10 @@ bool Machine::step(Queue& q) {
     ++c.waits;
   }
   if (drains) q.clock[q.id] = q.index - 1;
-  if (checks_) checker_.begin(q.id, q.index, q.pc, q.clock);
+  if (checks_) checker_.begin(q.id, q.index, q.next.pc, q.clock);
 
   q.next_issue = t + 1;
+  q.next.ins = nullptr;
   q.event = event;
   q.takes_place = takes_place;
   if (takes_place) ++q.posting;
@@ -258,7 +278,7 @@ bool Machine::issue(Queue& q, const isa::Instr& ins, uint64_t t, uint32_t posts)
     }
     case Op::MxuMatmul: {
       const auto i = resolve(*std::get_if<isa::MxuMatmul>(&ins.body), r);
-      exec_matmul(i, q.depth == 0 || q.loops[q.depth - 1].iteration == 0);
+      exec_matmul(i, q.next.first_iteration);
       const int64_t occupancy = isa::occupancy(chip_, i);
       start_pass(q, t, occupancy, i.outer * i.rows, i.dst);
       done = t + uint64_t(isa::latency(chip_, i, occupancy));
@@ -286,13 +306,15 @@ bool Machine::issue(Queue& q, const isa::Instr& ins, uint64_t t, uint32_t posts)
       exec_transfer(q, ins);
       check_posts(q, posts);
       start_transfer(q, t, posts, q.event);
-      next_pc(q, following, q.next_issue);
       return true;
     }
   }
   check_posts(q, posts);
   retire(q, done, posts, q.event);
-  next_pc(q, following, q.next_issue);
+  if (isa::is_scalar(ins.op)) {
+    next_pc(q, following, q.next_issue);
+    q.next_read = q.next_issue;
+  }
   return true;
 }
 
