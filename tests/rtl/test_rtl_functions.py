@@ -41,7 +41,7 @@ class OneLane(wiring.Component):
             sequence.function.eq(self.kind),
             lane.enters.eq(self.enters),
             lane.x.eq(self.x),
-            lane.function.eq(sequence.result),
+            lane.ended.eq(sequence.result),
             self.result.eq(lane.result),
         ]
         for slot in range(self.chip.vpu.function_steps):

@@ -4,7 +4,8 @@ import random
 
 from tapeout.chip import Chip
 from tapeout.isa import dma, seq
-from tapeout.rtl.verification.blocks import DMA0, Block, Maker, prologue
+from tapeout.rtl.verification.blocks import Block, Maker, prologue
+from tapeout.rtl.verification.instructions import DMA0
 from tapeout.rtl.verification.programs import Case, Grower
 
 
@@ -28,7 +29,13 @@ def _is_for_dma(block: Block) -> bool:
 
 
 def _propose(maker: Maker) -> Block:
-    kinds = [maker.load, maker.store, maker.indices, maker.scalar, lambda: _loop(maker)]
+    kinds = [
+        maker.one_load,
+        maker.one_store,
+        maker.indices_load,
+        maker.scalar,
+        lambda: _loop(maker),
+    ]
     return maker.rng.choices(kinds, [5, 4, 1, 2, 2])[0]()
 
 

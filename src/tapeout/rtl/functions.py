@@ -153,7 +153,8 @@ class FunctionPipeline(wiring.Component):
     `result` follows a cycle after `FunctionSequence.ends`.
 
     Ports:
-        x: fp32, with `enters`. code_<slot>, function: from `FunctionSequence`.
+        x: fp32, with `enters`. code_<slot>, ended: `code_<slot>` and `result` of
+            `FunctionSequence`.
     """
 
     def __init__(self, chip: Chip) -> None:
@@ -164,7 +165,7 @@ class FunctionPipeline(wiring.Component):
                 "enters": In(1),
                 "x": In(32),
                 **code_ports(chip),
-                "function": In(FUNCTION),
+                "ended": In(FUNCTION),
                 "result": Out(32),
             }
         )
@@ -185,7 +186,7 @@ class FunctionPipeline(wiring.Component):
         logic = _Logic(m, state, "result")
         result = Signal(32)
         results = {f: logic(schedule_for(f).result) for f in Function}
-        with m.Switch(self.function):
+        with m.Switch(self.ended):
             for f, value in results.items():
                 with m.Case(f):
                     m.d.comb += result.eq(value)

@@ -34,7 +34,7 @@ def lane_ports(chip: Chip) -> dict[str, wiring.Member]:
         "combine_out": In(COMBINE),
         "enters": In(1),
         **code_ports(chip),
-        "function": In(FUNCTION),
+        "ended": In(FUNCTION),
         "d": In(32),
         "combine2": In(COMBINE2),
         "combine2_out": In(COMBINE2),
@@ -74,7 +74,7 @@ class Lane(wiring.Component):
         m = Module()
         combined = self._combine(m)
         m.submodules.function = f = FunctionPipeline(self.chip)
-        m.d.comb += [f.enters.eq(self.enters), f.x.eq(combined), f.function.eq(self.function)]
+        m.d.comb += [f.enters.eq(self.enters), f.x.eq(combined), f.ended.eq(self.ended)]
         for name in code_ports(self.chip):
             m.d.comb += getattr(f, name).eq(getattr(self, name))
         value = Signal(32)

@@ -106,7 +106,7 @@ class VectorUnit(wiring.Component):
                 sublane.enters.eq(sequence.enters),
                 *(getattr(sublane, f"code_{s}").eq(getattr(sequence, f"code_{s}"))
                   for s in range(vpu.function_steps)),
-                sublane.function.eq(sequence.result),
+                sublane.ended.eq(sequence.result),
                 sublane.d.eq(d.word_select(k, 32 * chip.lanes)),
                 sublane.combine2.eq(tails[0].combine2),
                 sublane.combine2_out.eq(ending.combine2),

@@ -13,7 +13,7 @@ from tapeout.isa.fields import WORD_BITS, WORD_BYTES, Bits
 from tapeout.isa.instruction import BODY_BIT, REGISTRY, Instruction
 from tapeout.isa.program import Program, Words, channel_bit
 
-from .blocks import stripes
+from .instructions import stripes
 from .programs import Case
 
 COUNT = 2  # faults planted in each program, one at a time

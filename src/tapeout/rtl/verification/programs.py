@@ -26,10 +26,9 @@ from tapeout.isa.instruction import Instruction, When
 from tapeout.isa.interp import Interp, Loaded, Run
 from tapeout.isa.program import MAX_BASES, channel_bit
 
-from .blocks import CANCELLING_BYTES, CANCELLING_OFFSET, Block, loop_depths, prologue, propose
-
-DATA, OUTPUT, TABLE = 0, 1, 2  # base registers
-DATA_BYTES, OUTPUT_BYTES, TABLE_BYTES = CANCELLING_OFFSET + CANCELLING_BYTES, 8192, 1024
+from . import values
+from .blocks import Block, loop_depths, prologue, propose
+from .values import DATA, OUTPUT, OUTPUT_BYTES, TABLE
 
 
 @dataclass
@@ -58,8 +57,9 @@ class Case:
             if writable:
                 out[f"b{base}"] = np.asarray(target.read(address, nbytes)).tobytes()
         for memory in ("spm", "vmem", "acc"):
-            values = np.ascontiguousarray(target.peek(memory))
-            bits = values.view(np.uint16 if memory == "spm" else np.uint32)
+            bits = np.ascontiguousarray(target.peek(memory)).view(
+                np.uint16 if memory == "spm" else np.uint32
+            )
             out[memory] = np.where(target.peek_written(memory), bits, 0)
         return out
 
@@ -114,11 +114,11 @@ class Grower:
 
     def __init__(self, chip: Chip, rng: random.Random, *, spare_tokens: bool = True) -> None:
         self.chip, self.rng, self.spare_tokens = chip, rng, spare_tokens
-        data = np.random.default_rng(rng.randrange(1 << 32))
+        drawn = np.random.default_rng(rng.randrange(1 << 32))
         self.segments = {
-            DATA: (_plausible_data(data), False),
+            DATA: (values.data(drawn), False),
             OUTPUT: (bytes(OUTPUT_BYTES), True),
-            TABLE: (data.integers(0, 12, TABLE_BYTES // 4, np.int32).tobytes(), False),
+            TABLE: (values.table(drawn), False),
         }
         target = Interp(chip, hbm_bytes=1 << 20)
         bases = {}
@@ -274,40 +274,6 @@ def _rebased(instruction: Instruction, bases: dict[int, int]) -> Instruction:
         for value in [getattr(instruction, name)]
     }
     return dataclasses.replace(instruction, **changes) if changes else instruction
-
-
-def _plausible_data(rng: np.random.Generator) -> bytes:
-    """bf16 of ordinary size, with a few zeros, subnormals, infinities and NaN among them.
-
-    One in eight is 1 or -1, and one pair in eight is an fp32 value next to them: so sums cancel, at
-    any bit, and products of fp32 do. In one of eight pieces of 128 bytes every second is special.
-    The last bytes are fp32 of a kind (`_cancelling`).
-    """
-    values = (rng.standard_normal(DATA_BYTES // 2) * 2.0 ** rng.integers(-3, 4)).astype(np.float32)
-    bits = (values.view(np.uint32) >> 16).astype(np.uint16)
-    units = np.array([0x3F80, 0xBF80], np.uint16)
-    ones = rng.random(bits.shape) < 1 / 8
-    bits[ones] = rng.choice(units, ones.sum())
-    pairs = bits.reshape(-1, 2)
-    near = rng.random(len(pairs)) < 1 / 8
-    pairs[near, 0] = rng.integers(0, 5, near.sum())
-    pairs[near, 1] = rng.choice(units, near.sum())
-    pieces = rng.random(len(bits) // 64) < 1 / 8
-    odd = rng.random(bits.shape) < np.where(pieces, 0.5, 0.02).repeat(64)
-    special = np.array([0, 0x8000, 1, 0x8001, 0x7F80, 0xFF80, 0x7FC1], np.uint16)
-    bits[odd] = rng.choice(special, odd.sum())
-    return bits.tobytes()[:CANCELLING_OFFSET] + _cancelling(rng)
-
-
-def _cancelling(rng: np.random.Generator) -> bytes:
-    """Three parts, a, b and c, of as many fp32: a * b + c leaves one bit, at any place below."""
-    count = CANCELLING_BYTES // 12
-    i, j = rng.integers(1, 24, (2, count))
-    sign, scale = rng.choice([-1.0, 1.0], count), 2.0 ** rng.integers(-3, 4, count)
-    a, b = sign * (1 + 2.0**-i) * scale, 1 + 2.0**-j
-    c = -sign * (1 + 2.0**-i + 2.0**-j) * scale  # a * b but for its last bit
-    parts = np.concatenate([a, b, c]).astype("<f4").tobytes()
-    return parts + bytes(CANCELLING_BYTES - len(parts))
 
 
 def random_program(

@@ -1,0 +1,96 @@
+"""What random programs compute with: the bytes of HBM that their loads bring.
+
+`data` lies at base `DATA`: a mixture of ordinary and special values, then regions of fp32 that are
+chosen for the arithmetic, each by its offset and bytes.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+DATA, OUTPUT, TABLE = 0, 1, 2  # base registers
+OUTPUT_BYTES, TABLE_BYTES = 8192, 1024
+_ORDINARY_BYTES = 16384
+
+
+@dataclass(frozen=True)
+class Region:
+    """Bytes [offset, offset + bytes) of the data."""
+
+    offset: int
+    bytes: int
+
+
+FACTORS = Region(_ORDINARY_BYTES, 6144)  # three parts a, b, c: a * b + c leaves one bit
+TERMS = Region(FACTORS.offset + FACTORS.bytes, 8192)  # any sum of some cancels, at any bit
+ARGUMENTS = Region(TERMS.offset + TERMS.bytes, 32768)  # of functions
+DATA_BYTES = ARGUMENTS.offset + ARGUMENTS.bytes
+
+
+def data(rng: np.random.Generator) -> bytes:
+    """`DATA_BYTES` bytes."""
+    regions = ((_factors, FACTORS), (_terms, TERMS), (_arguments, ARGUMENTS))
+    chosen = b"".join(make(rng, region.bytes // 4).astype("<f4").tobytes()
+                      for make, region in regions)  # fmt: skip
+    return _ordinary(rng) + chosen
+
+
+def table(rng: np.random.Generator) -> bytes:
+    """int32 from 0 to 11: indices of rows, counts, factors."""
+    return rng.integers(0, 12, TABLE_BYTES // 4, np.int32).tobytes()
+
+
+def _ordinary(rng: np.random.Generator) -> bytes:
+    """bf16 of ordinary size, with a few zeros, subnormals, infinities and NaN among them.
+
+    One in eight is 1 or -1, and one pair in eight is an fp32 value next to them: so sums cancel, at
+    any bit, and products of fp32 do. In one of eight pieces of 128 bytes every second is special.
+    """
+    count = _ORDINARY_BYTES // 2
+    values = (rng.standard_normal(count) * 2.0 ** rng.integers(-3, 4)).astype(np.float32)
+    bits = (values.view(np.uint32) >> 16).astype(np.uint16)
+    units = np.array([0x3F80, 0xBF80], np.uint16)
+    ones = rng.random(bits.shape) < 1 / 8
+    bits[ones] = rng.choice(units, ones.sum())
+    pairs = bits.reshape(-1, 2)
+    near = rng.random(len(pairs)) < 1 / 8
+    pairs[near, 0] = rng.integers(0, 5, near.sum())
+    pairs[near, 1] = rng.choice(units, near.sum())
+    pieces = rng.random(len(bits) // 64) < 1 / 8
+    odd = rng.random(bits.shape) < np.where(pieces, 0.5, 0.02).repeat(64)
+    special = np.array([0, 0x8000, 1, 0x8001, 0x7F80, 0xFF80, 0x7FC1], np.uint16)
+    bits[odd] = rng.choice(special, odd.sum())
+    return bits.tobytes()
+
+
+def _factors(rng: np.random.Generator, count: int) -> np.ndarray:
+    """a, b and c one after the other: a * b + c leaves one bit, at any place below."""
+    each = count // 3
+    i, j = rng.integers(1, 24, (2, each))
+    sign, scale = rng.choice([-1.0, 1.0], each), 2.0 ** rng.integers(-3, 4, each)
+    a, b = sign * (1 + 2.0**-i) * scale, 1 + 2.0**-j
+    c = -sign * (1 + 2.0**-i + 2.0**-j) * scale  # a * b but for its last bit
+    return np.concatenate([a, b, c])
+
+
+def _terms(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Values next to 1 or -1, at a distance of any power of two; some are twice or half of it."""
+    sign, distance = rng.choice([-1.0, 1.0], count), 2.0 ** -rng.integers(1, 25, count)
+    scale = rng.choice([1.0, 1.0, 1.0, 0.5, 2.0], count)
+    return sign * scale * (1 + rng.choice([-1.0, 1.0], count) * distance)
+
+
+def _arguments(rng: np.random.Generator, count: int) -> np.ndarray:
+    """All magnitudes and mantissas, more where functions change, and where they are pieced."""
+    sign = rng.choice([-1.0, 1.0], count)
+    wide = sign * 2.0 ** rng.uniform(-14, 18, count)
+    near = rng.uniform(-8, 8, count)
+    bounds = np.array([1.0, 0.5, 1 / 16, np.log(2) / 16, np.pi / 2, np.pi / 4, np.sqrt(2)])
+    cut = rng.choice(bounds, count) * rng.integers(-24, 25, count)
+    cut = cut * (1 + rng.integers(-3, 4, count) * 2.0**-23)
+    any_bits = rng.integers(0, 1 << 32, count, np.uint32).view(np.float32)
+    kind = rng.random(count)
+    with np.errstate(invalid="ignore"):
+        return np.select(
+            [kind < 0.4, kind < 0.75, kind < 0.95], [wide, near, cut], any_bits
+        ).astype(np.float32)
