@@ -84,7 +84,7 @@ def without_one_token(case: Case, choose: random.Random) -> Case | None:
 def test_a_missing_token_is_found() -> None:
     """Tokens are placed only where the checker asked; a later one may cover an earlier one."""
     found = tried = 0
-    for seed in range(40):
+    for seed in range(80):
         program = random_program(seed, blocks=6, spare_tokens=False)
         broken = without_one_token(program, random.Random(seed))
         if broken is None:
