@@ -33,6 +33,7 @@ from .programs import random_program
 from .run import BLOCKS
 
 _NUMBER_BITS = 16
+_LIMIT_CYCLES = 1 << 15  # of a program that stops with an error
 _NAME = r"(?:\\\S+ |[A-Za-z_]\w*)(?: ?\[[\d:]+\])?"
 _CONSTANT = r"\d+'s?[hdb][0-9a-fA-F]+"
 _OPERAND = rf"(?:\$signed\([^()]*\)|\{{[^{{}}?]*\}}|{_CONSTANT}|{_NAME}) ?"
@@ -255,13 +256,17 @@ def hunt(
     """
     built = library(chip, count, seed)
     sound = MutantRtl(chip, built)
-    for number, each in references(chip, programs, seed):
+    too_long = set()  # for one mutant after another
+    for at, (number, each) in enumerate(references(chip, programs, seed)):
+        if _difference(each, sound, _LIMIT_CYCLES) is None:
+            continue
         found = _difference(each, sound, 1 << 22)
         if found is not None:
             raise AssertionError(f"without a fault, program {number} differs: {found.what}")
+        too_long.add(at)
     judged: list[Mutant] = []
     context = multiprocessing.get_context("spawn")
-    start = (chip, built, programs, seed)
+    start = (chip, built, programs, seed, too_long)
     with ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=start) as pool:
         for mutant in pool.map(_judged, sound.mutants):
             judged.append(mutant)
@@ -306,8 +311,11 @@ class _Here:
 _here: list[_Here] = []
 
 
-def _begin(chip: Chip, built: Path, programs: int, seed: int) -> None:
-    _here.append(_Here(chip, built, references(chip, programs, seed)))
+def _begin(chip: Chip, built: Path, programs: int, seed: int, too_long: set[int]) -> None:
+    wanted = [
+        each for at, each in enumerate(references(chip, programs, seed)) if at not in too_long
+    ]
+    _here.append(_Here(chip, built, wanted))
 
 
 def _judged(mutant: Mutant) -> Mutant:
@@ -315,7 +323,7 @@ def _judged(mutant: Mutant) -> Mutant:
     rtl = MutantRtl(here.chip, here.built)
     rtl.select(mutant.number)
     for number, each in here.wanted:
-        found = _difference(each, rtl, 1 << 17)
+        found = _difference(each, rtl, _LIMIT_CYCLES)
         if found is not None:
             return dataclasses.replace(mutant, caught_by=number, what=found.what)
     return mutant
