@@ -1,10 +1,11 @@
-"""A part in gates: area and paths, measured once and found in the cache after.
+"""A part in gates: area, paths and power, measured once and found in the cache after.
 
 Contract: an entry is found by the part's Verilog, the library, the clock, this package's
-sources and the tools' versions: it never goes stale. Entries lie in
-`$XDG_CACHE_HOME/tapeout/gates` (`~/.cache/tapeout/gates`).
+sources and the tools' versions, and one of power by the program's activity, too: it never goes
+stale. Entries lie in `$XDG_CACHE_HOME/tapeout/gates` (`~/.cache/tapeout/gates`).
 """
 
+import gzip
 import hashlib
 import json
 import os
@@ -14,10 +15,13 @@ from pathlib import Path
 
 from tapeout import cache_folder
 
+from . import power as sta_power
 from . import synthesis
 from . import timing as sta
+from .activity import Activity
 from .parts import Part
 from .pdk import Pdk
+from .power import Power
 from .synthesis import Netlist
 from .timing import Slowest, Timing
 
@@ -41,20 +45,12 @@ def measure(part: Part, pdk: Pdk, *, clock_ghz: float, folder: Path | None = Non
 
     Raises: PhysicalError where a tool is missing or fails.
     """
-    versions = (synthesis.tool_version(), sta.tool_version())
-    verilog = part.verilog()
-    key = hashlib.sha256(
-        repr((verilog, part.inside, part.boxes, pdk.digest(), clock_ghz, versions)).encode()
-    )
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        key.update(source.read_bytes())
-    folder = folder or cache_folder() / "gates"
-    place = folder / f"{part.name}-{key.hexdigest()[:24]}.json"
+    place = _place(part, pdk, clock_ghz, folder)
     if place.is_file():
         return _read(json.loads(place.read_text()))
-    folder.mkdir(parents=True, exist_ok=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="tapeout-gates-") as scratch:
-        netlist, found = _mapped(part, verilog, pdk, 1 / clock_ghz, Path(scratch))
+        netlist, found = _mapped(part, part.verilog, pdk, 1 / clock_ghz, Path(scratch))
     known = pdk.cells()
     cells = {
         kind: count
@@ -67,10 +63,53 @@ def measure(part: Part, pdk: Pdk, *, clock_ghz: float, folder: Path | None = Non
         area_um2=sum(known[kind].area_um2 * count for kind, count in cells.items()),
         timing=found,
     )
-    partial = place.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(asdict(measured)))
-    os.replace(partial, place)
+    _keep(_netlist_of(place), gzip.compress(json.dumps(asdict(netlist)).encode()))
+    _keep(place, json.dumps(asdict(measured)).encode())
     return measured
+
+
+def measure_power(
+    part: Part, pdk: Pdk, activity: Activity, *, clock_ghz: float, folder: Path | None = None
+) -> Power:
+    """Power of one instance of a part while a program runs, as that at `part.at` toggles.
+
+    Raises: PhysicalError where a tool is missing or fails.
+    """
+    measure(part, pdk, clock_ghz=clock_ghz, folder=folder)
+    place = _place(part, pdk, clock_ghz, folder)
+    nets = activity.within(part.at)
+    toggles = hashlib.sha256(repr(sorted(nets.items(), key=lambda n: n[0])).encode())
+    kept = place.with_suffix(f".{activity.program}-{toggles.hexdigest()[:12]}.json")
+    if kept.is_file():
+        return Power(**json.loads(kept.read_text()))
+    netlist = Netlist(**json.loads(gzip.decompress(_netlist_of(place).read_bytes())))
+    with tempfile.TemporaryDirectory(prefix="tapeout-power-") as scratch:
+        power = sta_power.analyse(
+            netlist, pdk, nets, clock_ghz=clock_ghz, inside=part.inside, folder=Path(scratch)
+        )
+    _keep(kept, json.dumps(asdict(power)).encode())
+    return power
+
+
+def _place(part: Part, pdk: Pdk, clock_ghz: float, folder: Path | None) -> Path:
+    versions = (synthesis.tool_version(), sta.tool_version())
+    key = hashlib.sha256(
+        repr((part.verilog, part.inside, part.boxes, pdk.digest(), clock_ghz, versions)).encode()
+    )
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        key.update(source.read_bytes())
+    return (folder or cache_folder() / "gates") / f"{part.name}-{key.hexdigest()[:24]}.json"
+
+
+def _netlist_of(place: Path) -> Path:
+    return place.with_suffix(".netlist.gz")
+
+
+def _keep(place: Path, content: bytes) -> None:
+    """Writes a file whole or not at all."""
+    partial = place.with_name(f"{place.name}.{os.getpid()}")
+    partial.write_bytes(content)
+    os.replace(partial, place)
 
 
 def _mapped(

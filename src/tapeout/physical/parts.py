@@ -9,6 +9,7 @@ import gc
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from amaranth.hdl import UnusedElaboratable
 from amaranth.lib import wiring
@@ -33,6 +34,7 @@ class Part:
 
     Attributes:
         count: instances in the chip.
+        at: where an instance lies in the core, whose activity counts for all.
         inside: modules that are parts of their own and are timed within this one.
         boxes: those of which only the ports are seen.
     """
@@ -41,9 +43,11 @@ class Part:
     title: str
     count: int
     make: Callable[[], wiring.Component]
+    at: str
     inside: tuple[str, ...] = ()
     boxes: tuple[str, ...] = ()
 
+    @cached_property
     def verilog(self) -> str:
         """Its Verilog, top module `name`."""
         return Boxes().convert(self.make(), self.name)
@@ -61,29 +65,30 @@ def parts(chip: Chip) -> dict[str, Part]:
     def sequencer(queue: int) -> Callable[[], wiring.Component]:
         return lambda: Sequencer(chip, queue)
 
-    cores = chip.cores
+    cores, row = chip.cores, f"engine_mxu.array.row_{mxu.rows // 2}.box"
     found = [
         Part(name="element", title="element of the array", count=cores * mxu.rows * mxu.cols,
-             make=lambda: Element(chip)),
+             make=lambda: Element(chip), at=f"{row}.element_{mxu.cols // 2}.box"),
         Part(name="row", title="row of the array, without its elements", count=cores * mxu.rows,
-             make=lambda: Row(chip), inside=("mxu_element",)),
+             make=lambda: Row(chip), at=row, inside=("mxu_element",)),
         Part(name="matrix", title="matrix unit, without its rows", count=cores,
-             make=lambda: MatrixUnit(chip), boxes=("mxu_row",)),
+             make=lambda: MatrixUnit(chip), at="engine_mxu", boxes=("mxu_row",)),
         Part(name="lane", title="vector lane", count=cores * chip.lanes * chip.vpu.sublanes,
-             make=lambda: Lane(chip)),
+             make=lambda: Lane(chip), at=f"engine_vpu.sublane_0.box.lane_{chip.lanes // 2}.box"),
         Part(name="vector", title="vector unit, without its lanes", count=cores,
-             make=lambda: VectorUnit(chip), boxes=("vpu_lane",)),
+             make=lambda: VectorUnit(chip), at="engine_vpu", boxes=("vpu_lane",)),
         Part(name="dma", title="engine of a DMA queue", count=cores * len(dma),
-             make=lambda: DmaEngine(chip)),
+             make=lambda: DmaEngine(chip), at="engine_dma0.box"),
         Part(name="seq_mxu", title="sequencer of mxu", count=cores,
-             make=sequencer(names.index("mxu"))),
+             make=sequencer(names.index("mxu")), at="queue_mxu.box"),
         Part(name="seq_vpu", title="sequencer of vpu", count=cores,
-             make=sequencer(names.index("vpu"))),
+             make=sequencer(names.index("vpu")), at="queue_vpu.box"),
         Part(name="seq_dma", title="sequencer of a DMA queue", count=cores * len(dma),
-             make=sequencer(dma[0])),
+             make=sequencer(dma[0]), at="queue_dma0.box"),
         Part(name="token", title="token channel", count=cores * channels,
-             make=lambda: TokenChannel(chip)),
-        *(Part(name=name, title=f"ports of {name}", count=cores, make=memory(name))
+             make=lambda: TokenChannel(chip), at="token_mxu_vpu_0"),
+        *(Part(name=name, title=f"ports of {name}", count=cores, make=memory(name),
+                at=name)
           for name in ("spm", "vmem", "acc")),
     ]  # fmt: skip
     return {part.name: part for part in found}

@@ -65,8 +65,14 @@ class Elements(StrEnum):
     DPI = "dpi"  # rows as a model, with arithmetic in C (`row_model`): for arrays beyond 16 x 16
 
 
-def library(chip: Chip, *, elements: Elements = Elements.GATES, folder: Path | None = None) -> Path:
+def library(
+    chip: Chip, *, elements: Elements = Elements.GATES, is_watched: bool = False,
+    folder: Path | None = None,
+) -> Path:  # fmt: skip
     """The shared library with the chip's verilated core.
+
+    Args:
+        is_watched: it can say how often each net toggles (`target.Rtl.watch`), and runs slower.
 
     Raises: BuildError where a tool is missing or fails.
     """
@@ -84,8 +90,10 @@ def library(chip: Chip, *, elements: Elements = Elements.GATES, folder: Path | N
     if elements is Elements.DPI:
         models = {row_model.NAME: row_model.row_model(chip)}
         sources += ROW_FMA
-    name, parameters = f"{chip.name}-{elements}", f"{to_toml(chip)}\0{elements}"
-    return compiled(name, "core", parameters, files, sources, folder=folder)
+    flags = ["--trace-saif", "--trace-underscore", "--trace-max-array", "128"] if is_watched else []
+    name = f"{chip.name}-{elements}{'-watched' if is_watched else ''}"
+    parameters = f"{to_toml(chip)}\0{elements}\0{flags}"
+    return compiled(name, "core", parameters, files, sources, flags=flags, folder=folder)
 
 
 def compiled(
@@ -96,6 +104,7 @@ def compiled(
     sources: Sequence[Path],
     *,
     shared: Sequence[str] = (),
+    flags: Sequence[str] = (),
     folder: Path | None = None,
 ) -> Path:
     """The shared library of Verilog module `top`, which becomes class `V<top>`, and C++ `sources`.
@@ -106,6 +115,7 @@ def compiled(
         files: writes `<top>.v`, configuration files of Verilator (.vlt) and what the sources
             include, by name; called where the cache has no library.
         shared: folders of the package besides the core's that the library comes from.
+        flags: of Verilator, besides its own; `parameters` name them.
     """
     folder = folder or cache_folder() / "rtl"
     verilator, root = _verilator()
@@ -135,7 +145,8 @@ def compiled(
              *(s.name for s in sources if s.suffix == ".cpp"),
              "--top-module", top, "--prefix", f"V{top}", "--Mdir", "obj", "--exe", "--build",
              "-j", "2", "-o", "library.so", "-LDFLAGS", "-shared", "--vpi",
-             "-CFLAGS", "-fPIC -ffp-contract=off -I..", "-MAKEFLAGS", _OPTIMISATION, *_FLAGS],
+             "-CFLAGS", "-fPIC -ffp-contract=off -I..", "-MAKEFLAGS", _OPTIMISATION,
+             *_FLAGS, *flags],
             work, environment,
         )  # fmt: skip
         os.replace(work / "obj" / "library.so", place)

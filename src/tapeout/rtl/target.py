@@ -105,6 +105,11 @@ class Rtl(HostHbm):
     def _bytes(self) -> np.ndarray:
         return self._hbm
 
+    def watch(self, saif: Path) -> None:
+        """Writes what each net does in every run from now on to a file, in the Switching Activity
+        Interchange Format, two steps of time a cycle; for a library that `is_watched`."""
+        self._native.bench_watch(self._bench, str(saif).encode())
+
     def load(self, program: Program, bases: dict[int, tuple[int, int, bool]]) -> Loaded:
         """Writes the code image to HBM and binds base registers to (address, bytes, writable).
 

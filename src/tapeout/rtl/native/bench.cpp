@@ -14,6 +14,9 @@
 #include "hbm.hpp"
 #include "macros.hpp"
 #include "verilated.h"
+#if VM_TRACE_SAIF
+#include "verilated_saif_c.h"
+#endif
 
 namespace {
 
@@ -96,7 +99,13 @@ class Bench {
  public:
   std::string wrong;  // what the core did in the last run
 
-  Bench() : top_(&context_), hbm_(hbm_params()) { bind(top_, ports_); }
+  Bench() : top_(&context_), hbm_(hbm_params()) {
+    bind(top_, ports_);
+#if VM_TRACE_SAIF
+    context_.traceEverOn(true);
+    top_.trace(&saif_, 99);
+#endif
+  }
   // A model's end erases its names in the thread's context, whichever bench made that last.
   ~Bench() { Verilated::threadContextp(&context_); }
   Bench(const Bench&) = delete;
@@ -132,6 +141,7 @@ class Bench {
     top_.run = 1;
     tick();
     top_.run = 0;
+    const Trace trace(*this);
     for (uint64_t t = 0; t < limit; ++t) {
       for (Requests& r : requests) run_arrives(r, memory, t);
       for (Requests& r : requests) value_arrives(r, t);
@@ -171,6 +181,10 @@ class Bench {
     copy_macros(context_, kMacros, memory, data, write);
   }
 
+#if VM_TRACE_SAIF  // a core whose nets are watched; see tapeout.physical.activity
+  void watch(const char* path) { watched_ = path; }
+#endif
+
 #ifdef MUTANTS  // a core with faults to select; see tapeout.rtl.verification.mutants
   void select(int mutant) { top_.mutant = mutant; }
 #endif
@@ -187,9 +201,37 @@ class Bench {
   void tick() {
     top_.clk = 1;
     top_.eval();
+    watch_now();
     top_.clk = 0;
     top_.eval();
+    watch_now();
   }
+
+#if VM_TRACE_SAIF
+  // What the nets do from here on to the end of the run, in one file.
+  struct Trace {
+    explicit Trace(Bench& of) : bench(of) {
+      if (of.watched_.empty()) return;
+      of.saif_.open(of.watched_.c_str());
+      of.time_ = 0;
+    }
+    ~Trace() {
+      if (bench.saif_.isOpen()) bench.saif_.close();
+    }
+    Bench& bench;
+  };
+  void watch_now() {
+    if (saif_.isOpen()) saif_.dump(time_++);
+  }
+  std::string watched_;
+  VerilatedSaifC saif_;
+  uint64_t time_ = 0;  // half cycles
+#else
+  struct Trace {
+    explicit Trace(Bench&) {}
+  };
+  static void watch_now() {}
+#endif
 
   static void answer(Port& port, Requests& r, const uint8_t* memory, uint64_t t) {
     *port.comes = !r.words.empty() && r.words.front().cycle == t;
@@ -315,6 +357,9 @@ void bench_traffic(const Bench* bench, Bytes* bytes, tapeout::Hbm::Counters* hbm
   *bytes = bench->bytes();
   *hbm = bench->hbm();
 }
+#if VM_TRACE_SAIF
+void bench_watch(Bench* bench, const char* path) { bench->watch(path); }
+#endif
 #ifdef MUTANTS
 void bench_select(Bench* bench, int mutant) { bench->select(mutant); }
 const char* bench_mutants() { return MUTANTS; }

@@ -18,7 +18,7 @@ from tapeout.isa.program import channel_bit
 from tapeout.isa.seq import Alu
 
 from .instructions import DMA0, MXU, VPU, Instructions
-from .values import ARGUMENTS, DATA, FACTORS, TERMS, Region
+from .values import ARGUMENTS, DATA, FACTORS, TERMS, UNITS, Region
 
 
 @dataclass
@@ -60,6 +60,7 @@ def propose(rng: random.Random, chip: Chip, run: Run, *, spare_tokens: bool = Tr
         (2, maker.cancel),
         (2, maker.sums),
         (3, maker.sweep),
+        (2, maker.products),
     ]
     if spare_tokens:
         kinds += [(3, maker.handshake), (1, maker.flood)]
@@ -209,6 +210,39 @@ class Maker(Instructions):
         return self.on(ARGUMENTS, 48, chain)
 
     # --- the array ---
+
+    def products(self) -> Block:
+        """Sums of few products that cancel, with each other and with what acc holds."""
+        rng, chip = self.rng, self.chip
+        k, rows = rng.choice([1, 2, 2, 3]), 8
+        k = min(k, chip.mxu.rows)
+        queue, per_pair = self.dma_queue(), chip.tokens.channels_per_pair
+        number, banks = rng.randrange(per_pair), chip.spm.banks_per_stripe
+        start = rng.randrange((chip.spm.rows - k - 2 * rows) // banks) * banks
+        row_bytes = 2 * self.lanes
+        most = UNITS.bytes - (k + 2 * rows) * row_bytes
+        load = dma.Load(
+            hbm=HbmAddr(DATA, UNITS.offset + rng.randrange(0, max(1, most), 2)),
+            row=self.addr(queue, start),
+            lanes=self.lanes,
+            rows=Count(k + 2 * rows),
+            row_bytes=row_bytes,
+            posts=1 << channel_bit(queue, MXU, number, per_pair),
+        )
+        weights = mxu.Load(
+            src=self.addr(MXU, start),
+            k=Count(k),
+            n=Count(self.lanes),
+            waits=1 << channel_bit(MXU, queue, number, per_pair),
+        )
+        dst = self.row("acc")
+        passes = [
+            mxu.Matmul(
+                src=Addr(start + k + at * rows), rows=Count(rows), dst=Addr(dst), accumulate=mode
+            )
+            for at, mode in enumerate((mxu.Accumulate.WRITE, mxu.Accumulate.ADD))
+        ]
+        return Block({queue: [load], MXU: [weights, *passes]})
 
     def multiply(self) -> Block:
         """A load with one or two matmuls, or with an unload."""

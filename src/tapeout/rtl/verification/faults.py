@@ -8,15 +8,18 @@ import random
 from collections.abc import Iterator
 
 from tapeout.chip import Chip
-from tapeout.isa import Count, seq
+from tapeout.isa import Addr, Count, HbmAddr, Operand, seq
+from tapeout.isa.errors import ProgramError
 from tapeout.isa.fields import WORD_BITS, WORD_BYTES, Bits
-from tapeout.isa.instruction import BODY_BIT, REGISTRY, Instruction
+from tapeout.isa.instruction import BODY_BIT, REGISTRY, Fault, Instruction
 from tapeout.isa.program import Program, Words, channel_bit
+from tapeout.sim import Sim
 
 from .instructions import stripes
 from .programs import Case
 
 COUNT = 2  # faults planted in each program, one at a time
+_BOUNDS = (Fault.SPM_BOUNDS, Fault.VMEM_BOUNDS, Fault.ACC_BOUNDS, Fault.HBM_BOUNDS)
 
 
 def with_faults(case: Case, seed: int) -> list[Case]:
@@ -25,11 +28,12 @@ def with_faults(case: Case, seed: int) -> list[Case]:
 
 
 def with_fault(case: Case, seed: int) -> Case:
-    """The case with one bit or one field of one word changed, or with a channel that overflows."""
+    """The case with one bit or one field of one word changed, with an address that reaches just
+    beyond its memory, or with a channel that overflows."""
     rng = random.Random(seed)
     streams = dict(case.program.streams)
     queue = rng.choice(sorted(streams))
-    kind = rng.choices([_overflowing, _flipped, _rewritten], [1, 4, 5])[0]
+    kind = rng.choices([_overflowing, _beyond, _flipped, _rewritten], [1, 2, 4, 5])[0]
     streams[queue] = kind(case, queue, rng)
     program = Program(case.program.chip, streams, case.program.segments)
     return Case(case.chip, program, case.segments)
@@ -65,6 +69,50 @@ def _rewritten(case: Case, queue: str, rng: random.Random) -> Words:
     word = word & ~(mask << bit) | (value & mask) << bit
     raw[at : at + WORD_BYTES] = word.to_bytes(WORD_BYTES, "little")
     return Words(bytes(raw))
+
+
+def _beyond(case: Case, queue: str, rng: random.Random) -> Words:
+    """An address becomes the least one that is refused; where none is, a field another value."""
+    raw = case.program.encode(queue)
+    at = rng.randrange(len(raw) // WORD_BYTES)
+    word = int.from_bytes(raw[at * WORD_BYTES : (at + 1) * WORD_BYTES], "little")
+    places = list(_addresses(REGISTRY[word & 255]))
+    if not places:
+        return _rewritten(case, queue, rng)
+    bit, width = rng.choice(places)
+
+    def changed(value: int) -> Words:
+        mask = (1 << width) - 1 << bit
+        new = (word & ~mask | value << bit).to_bytes(WORD_BYTES, "little")
+        return Words(raw[: at * WORD_BYTES] + new + raw[(at + 1) * WORD_BYTES :])
+
+    def is_refused(value: int) -> bool:
+        streams = {**case.program.streams, queue: changed(value)}
+        program = Program(case.program.chip, streams, case.program.segments)
+        target = Sim(case.chip, checks=False, hbm_bytes=1 << 20)
+        handle, _ = Case(case.chip, program, case.segments).load(target)
+        try:
+            target.run(handle)
+        except ProgramError as error:
+            return error.fault in _BOUNDS and (error.queue, error.pc) == (queue, at)
+        return False
+
+    low, high = 0, (1 << width - 1) - 1
+    if not is_refused(high):
+        return _rewritten(case, queue, rng)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_refused(middle) else (middle + 1, high)
+    return changed(low)
+
+
+def _addresses(cls: type[Instruction]) -> Iterator[tuple[int, int]]:
+    """(first bit, width) of the parts of an instruction that say where a row or a byte is."""
+    for _, bit, spec in cls.layout():
+        for name, part in () if isinstance(spec, Bits) else spec.LAYOUT.items():
+            if spec in (Addr, Operand, HbmAddr) and name in ("imm", "offset"):
+                yield bit, part.width
+            bit += part.width
 
 
 def _fields(cls: type[Instruction]) -> Iterator[tuple[int, Bits]]:

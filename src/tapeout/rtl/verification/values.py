@@ -1,7 +1,7 @@
 """What random programs compute with: the bytes of HBM that their loads bring.
 
-`data` lies at base `DATA`: a mixture of ordinary and special values, then regions of fp32 that are
-chosen for the arithmetic, each by its offset and bytes.
+`data` lies at base `DATA`: a mixture of ordinary and special values, then regions that are chosen
+for the arithmetic, of fp32 but for the last, each by its offset and bytes.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,8 @@ class Region:
 FACTORS = Region(_ORDINARY_BYTES, 6144)  # three parts a, b, c: a * b + c leaves one bit
 TERMS = Region(FACTORS.offset + FACTORS.bytes, 8192)  # any sum of some cancels, at any bit
 ARGUMENTS = Region(TERMS.offset + TERMS.bytes, 32768)  # of functions
-DATA_BYTES = ARGUMENTS.offset + ARGUMENTS.bytes
+UNITS = Region(ARGUMENTS.offset + ARGUMENTS.bytes, 4096)  # bf16, next to 1 and -1
+DATA_BYTES = UNITS.offset + UNITS.bytes
 
 
 def data(rng: np.random.Generator) -> bytes:
@@ -32,7 +33,7 @@ def data(rng: np.random.Generator) -> bytes:
     regions = ((_factors, FACTORS), (_terms, TERMS), (_arguments, ARGUMENTS))
     chosen = b"".join(make(rng, region.bytes // 4).astype("<f4").tobytes()
                       for make, region in regions)  # fmt: skip
-    return _ordinary(rng) + chosen
+    return _ordinary(rng) + chosen + _units(rng)
 
 
 def table(rng: np.random.Generator) -> bytes:
@@ -78,6 +79,13 @@ def _terms(rng: np.random.Generator, count: int) -> np.ndarray:
     sign, distance = rng.choice([-1.0, 1.0], count), 2.0 ** -rng.integers(1, 25, count)
     scale = rng.choice([1.0, 1.0, 1.0, 0.5, 2.0], count)
     return sign * scale * (1 + rng.choice([-1.0, 1.0], count) * distance)
+
+
+def _units(rng: np.random.Generator) -> bytes:
+    """bf16 next to 1 or -1: sums of their products cancel."""
+    count = UNITS.bytes // 2
+    distance = rng.integers(0, 4, count) << rng.integers(0, 6, count)
+    return (0x3F80 + distance + (rng.integers(0, 2, count) << 15)).astype("<u2").tobytes()
 
 
 def _arguments(rng: np.random.Generator, count: int) -> np.ndarray:
