@@ -43,7 +43,7 @@ class Part:
     title: str
     count: int
     make: Callable[[], wiring.Component]
-    at: str
+    at: str = ""
     inside: tuple[str, ...] = ()
     boxes: tuple[str, ...] = ()
 

@@ -96,10 +96,15 @@ LIBRARIES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """What is counted of a cell."""
+    """What is counted of a cell.
+
+    Attributes:
+        data_load: of a flop, the capacitance of its input D, in units of the library.
+    """
 
     area_um2: float
     is_flop: bool
+    data_load: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,19 +134,29 @@ class Pdk:
     def cells(self) -> dict[str, Cell]:
         """All cells by name."""
         line = re.compile(
-            r'^\s*(?:cell\s*\(\s*"?([\w$]+)"?\s*\)|area\s*:\s*"?([-+.\deE]+)|(ff)\s*\()', re.M
+            r'^\s*(?:cell\s*\(\s*"?([\w$]+)"?\s*\)|area\s*:\s*"?([-+.\deE]+)|(ff)\s*\()'
+            r'|\bpin\s*\(\s*"?(\w+)"?\s*\)|(?<!\w)capacitance\s*:\s*"?([-+.\deE]+)',
+            re.M,
         )
         areas: dict[str, float] = {}
         flops: set[str] = set()
+        loads: dict[str, float] = {}
         for content in self.texts.values():
-            name = ""
+            name = pin = ""
             for match in line.finditer(content.decode(errors="replace")):
                 name = match[1] or name
                 if match[2]:
                     areas.setdefault(name, float(match[2]))
                 elif match[3]:
                     flops.add(name)
-        return {name: Cell(area_um2=area, is_flop=name in flops) for name, area in areas.items()}
+                elif match[4]:
+                    pin = match[4]
+                elif match[5] and pin == "D":
+                    loads.setdefault(name, float(match[5]))
+        return {
+            name: Cell(area_um2=area, is_flop=name in flops, data_load=loads.get(name, 0.0))
+            for name, area in areas.items()
+        }
 
 
 def find(folder: str) -> Pdk:

@@ -4,7 +4,8 @@ Contract: ideal clock, no wires, no glitches. Registers and inputs toggle as the
 between follows from these by OpenSTA's probabilities.
 
 Debian's OpenSTA forgets what it is told of a pin that is no port. So each register takes its data
-from a port of its own, with the register's toggles, and what would be its data is an output.
+from a port of its own, with the register's toggles, and what would be its data is an output with
+the load that the register is.
 """
 
 import re
@@ -58,8 +59,8 @@ def analyse(
     left_out = re.compile(rf"^  (?:{'|'.join(inside)}) (\\\S+ |\w+) \(", re.M) if inside else None
     apart = [m[1].strip("\\ ") for m in left_out.finditer(netlist.verilog)] if left_out else []
     flat = _flattened(netlist, folder)
-    flops = {name for name, cell in pdk.cells().items() if cell.is_flop}
-    text, registers = _opened(flat, flops)
+    flops = {name: cell.data_load for name, cell in pdk.cells().items() if cell.is_flop}
+    text, registers, loads = _opened(flat, flops)
     (folder / "power.v").write_text(text)
     known = {port: nets[name] for port, name in registers.items() if name in nets}
     mean = Toggles(
@@ -76,6 +77,7 @@ def analyse(
         f"link_design {netlist.top}",
         f"create_clock -name clk -period {1 / clock_ghz / library.time_unit_ns} [get_ports clk]",
         f"set_load {library.load} [all_outputs]",
+        *(f"set_load {load} [get_ports {port}]" for port, load in loads.items()),
         f"set mean {{{mean.a_cycle:.6f} {mean.duty:.6f}}}",
         f"set apart {{{' '.join(f'{name}.*' for name in apart)}}}",
         *_TELL.splitlines(),
@@ -133,10 +135,12 @@ def _flattened(netlist: Netlist, folder: Path) -> str:
     return (folder / "flat.v").read_text()
 
 
-def _opened(flat: str, flops: set[str]) -> tuple[str, dict[str, str]]:
-    """(the netlist, with ports for registers' data; the registers by these ports)."""
+def _opened(flat: str, flops: Mapping[str, float]) -> tuple[str, dict[str, str], dict[str, float]]:
+    """(the netlist, with ports for registers' data; the registers by these ports; loads of the
+    outputs that registers were)."""
     registers: dict[str, str] = {}
     outputs: list[str] = []
+    loads: dict[str, float] = {}
 
     def opened(found: re.Match[str]) -> str:
         cell, name, body = found[1], found[2].strip("\\ "), found[3]
@@ -145,19 +149,20 @@ def _opened(flat: str, flops: set[str]) -> tuple[str, dict[str, str]]:
             return found[0]
         port = f"tapeout_data_{len(registers)}"
         registers[port] = _REGISTER.sub("", name).replace("._TECHMAP_REPLACE_.", ".")
+        loads[f"tapeout_next_{len(outputs)}"] = flops[cell]
         outputs.append(data[1])
         return found[0].replace(data[0], f".D({port})", 1)
 
     text = _INSTANCE.sub(opened, flat)
-    results = [f"tapeout_next_{k}" for k in range(len(outputs))]
     added = [f"  input {port};" for port in registers]
-    added += [f"  output {name};" for name in results]
-    added += [f"  assign {name} = {net};" for name, net in zip(results, outputs, strict=True)]
+    added += [f"  output {name};" for name in loads]
+    added += [f"  assign {name} = {net};" for name, net in zip(loads, outputs, strict=True)]
     begin = text.index("module ")
     head, rest = text[begin:].split(");", 1)
-    ports = "".join(f", {name}" for name in [*registers, *results])
+    ports = "".join(f", {name}" for name in [*registers, *loads])
     body, end = rest.rsplit("endmodule", 1)
-    return "\n".join([f"{text[:begin]}{head}{ports});", body, *added, f"endmodule{end}"]), registers
+    whole = "\n".join([f"{text[:begin]}{head}{ports});", body, *added, f"endmodule{end}"])
+    return whole, registers, loads
 
 
 def _watts(output: str, section: str, top: str) -> tuple[float, float, float]:
