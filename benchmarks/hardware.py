@@ -1,13 +1,15 @@
 """The hardware runs a language model, beside `sim`: `python benchmarks/hardware.py`.
 
-Two cases on `lab16`, every operation in synthesizable RTL:
+Cases on `lab16`, every operation in synthesizable RTL (with `--elements dpi`, multiply-adds of the
+array in C):
 
 * layer: the first decoder layer of SmolLM2-135M, the head over its first 1,024 tokens; a prefill
   of 16 tokens and a decode step.
 * token: the whole model; `sim` takes the prompt, both targets decode one token from there.
+* matmul: 384 x 384 x 384 in bf16, 95 % of the array's peak or more.
 
-Logits, tokens, cycles and each queue's counters must be the same; the command fails where they are
-not. Results go to benchmarks/results/hardware.json.
+Logits or products, tokens, cycles and each queue's counters must be the same; the command fails
+where they are not. Results go to benchmarks/results/hardware.json.
 """
 
 import argparse
@@ -21,8 +23,11 @@ import machine
 import numpy as np
 
 from tapeout.chip import load
+from tapeout.kernels.gemm import gemm
+from tapeout.lang import Builder
 from tapeout.models import compile_decoder, load_tokenizer, resolve
 from tapeout.models import load as load_model
+from tapeout.rtl.build import Elements
 from tapeout.rtl.target import Rtl
 from tapeout.runtime.cache import Options, compiled
 from tapeout.runtime.session import Session, Step
@@ -31,6 +36,7 @@ from tapeout.sim import Sim
 CHIP = "lab16"
 PROMPT = "The capital of France is"
 LAYER_VOCAB = 1024
+PRODUCT = 384  # of the matmul, each side
 RESULTS = Path(__file__).parent / "results" / "hardware.json"
 
 
@@ -73,14 +79,14 @@ def same(name: str, sim: Session, rtl: Session, run: Any) -> dict[str, Any]:
     return row
 
 
-def layer() -> list[dict[str, Any]]:
+def layer(elements: Elements) -> list[dict[str, Any]]:
     chip, loaded = load(CHIP), load_model(resolve("smollm2-135m"))
     model = loaded.module
     model.model.layers = model.model.layers[:1]
     model.config.num_hidden_layers = 1
     model.resize_token_embeddings(LAYER_VOCAB)
     artifact = compile_decoder(model, chip, name="layer", chunk=16, context=64)
-    sim, rtl = Session(artifact, Sim(chip)), Session(artifact, Rtl(chip))
+    sim, rtl = Session(artifact, Sim(chip)), Session(artifact, Rtl(chip, elements=elements))
     prompt = list(range(100, 116))
     return [
         same("layer, prefill of 16", sim, rtl, lambda session: session.prefill(prompt)[-1]),
@@ -88,10 +94,13 @@ def layer() -> list[dict[str, Any]]:
     ]
 
 
-def token() -> list[dict[str, Any]]:
+def token(elements: Elements) -> list[dict[str, Any]]:
     chip, source = load(CHIP), resolve("smollm2-135m")
     artifact = compiled(source, chip, Options()).artifact
-    sim, rtl = Session(artifact, Sim(chip, checks=False)), Session(artifact, Rtl(chip))
+    sim, rtl = (
+        Session(artifact, Sim(chip, checks=False)),
+        Session(artifact, Rtl(chip, elements=elements)),
+    )
     step = sim.prefill(load_tokenizer(source).encode(PROMPT))[-1]
     rtl.target.write(rtl.memory["kv"], sim.target.read(sim.memory["kv"], sim.sizes["kv"]))
     rtl.position = sim.position
@@ -99,17 +108,68 @@ def token() -> list[dict[str, Any]]:
     return [same("whole token", sim, rtl, lambda session: session.decode(first))]
 
 
-CASES = {"layer": layer, "token": token}
+def matmul(elements: Elements) -> list[dict[str, Any]]:
+    chip, n = load(CHIP), PRODUCT
+    b = Builder(chip, weight_slots=0)
+    x, y, z = (b.segment(name, 2 * n * n, writable=name == "c") for name in "abc")
+    gemm(b, x, y, z, (n, n, n))
+    program = b.build()
+    results, seconds, written = [], [], []
+    for target in (Sim(chip), Rtl(chip, elements=elements)):
+        rng = np.random.default_rng(0)
+        bases = {}
+        for s in program.segments:
+            bases[s.base] = (target.allocate(s.bytes), s.bytes, s.writable)
+            values = rng.standard_normal(s.bytes // 2).astype(np.float32).view(np.uint32) >> 16
+            target.write(bases[s.base][0], values.astype(np.uint16))
+        handle: Any = target.load(program, bases)
+        start = time.perf_counter()
+        results.append(target.run(handle))
+        seconds.append(time.perf_counter() - start)
+        written.append([bytes(target.read(at, size)) for at, size, w in bases.values() if w])
+    mine, its = results
+    equal = {
+        "products": written[0] == written[1],
+        "cycles": mine.cycles == its.cycles,
+        "counters": mine.queues == its.queues and mine.hbm == its.hbm,
+    }
+    peak = n**3 / (chip.mxu.rows * chip.mxu.cols)
+    print(
+        f"matmul {n}: {mine.cycles:,} cycles, {peak / mine.cycles:.1%} of peak; sim "
+        f"{seconds[0]:.2f} s, rtl {seconds[1]:.1f} s ({its.cycles / seconds[1]:,.0f} cycles/s)"
+    )
+    if not all(equal.values()) or peak / mine.cycles < 0.95:
+        sys.exit(f"matmul: {equal}, sim {mine.cycles} cycles, rtl {its.cycles}")
+    return [
+        {
+            "step": f"{n} x {n} x {n}",
+            "cycles": mine.cycles,
+            "of_peak": peak / mine.cycles,
+            "instructions": mine.instructions,
+            "equal": equal,
+            "sim_s": seconds[0],
+            "rtl_s": seconds[1],
+            "rtl_cycles_per_s": its.cycles / seconds[1],
+        }
+    ]
+
+
+CASES = {"layer": layer, "token": token, "matmul": matmul}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--case", choices=CASES, action="append", help="one of them only")
-    asked = parser.parse_args().case or list(CASES)
+    parser.add_argument("--elements", choices=[e.value for e in Elements], default="gates")
+    arguments = parser.parse_args()
+    asked, elements = arguments.case or list(CASES), Elements(arguments.elements)
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    Rtl(load(CHIP), hbm_bytes=1 << 20)  # builds the hardware outside what is timed
+    # Builds the hardware outside what is timed.
+    Rtl(load(CHIP), hbm_bytes=1 << 20, elements=elements)
     for name in asked:
-        kept[name] = {"machine": machine.describe(), "chip": CHIP, "steps": CASES[name]()}
+        key = name if elements is Elements.GATES else f"{name}, {elements}"
+        steps = CASES[name](elements)
+        kept[key] = {"machine": machine.describe(), "chip": CHIP, "steps": steps}
         RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
 
 

@@ -299,10 +299,12 @@ class Maker(Instructions):
         trips, when = rng.choice(forms)
         if not trips:
             return body, list(range(len(body))), when
-        loop: Instruction = seq.Loop(count=Count(trips), length=len(body))
+        stream: list[Instruction] = [seq.Loop(count=Count(trips), length=len(body)), *body]
         if count == 1 and rng.random() < 0.2:
-            return [loop, *body], [0], When.ALWAYS
-        return [loop, *body], list(range(1, 1 + len(body))), when
+            return stream, [0], When.ALWAYS
+        for _ in range(rng.choice([0, 0, *range(self.chip.seq.loop_depth)])):  # loops around it
+            stream = [seq.Loop(count=Count(1), length=len(stream)), *stream]
+        return stream, list(range(len(stream) - len(body), len(stream))), when
 
     def loop(self) -> Block:
         """Loops around each other, perhaps of no trips, whose register moves each time."""
