@@ -468,3 +468,17 @@ def test_loading_checks_the_program() -> None:
         target.peek("sp")
     with pytest.raises(ValueError, match="no schedule 'fifo'"):
         target.run(target.load(assemble(".queue mxu\n seq.halt", TINY), {}), schedule="fifo")
+
+
+@pytest.mark.parametrize(("row", "words"), [(TINY.vmem.rows - 3, "vmem row"), (8, "outside the")])
+def test_what_an_index_says_is_judged_last(row: int, words: str) -> None:
+    """Hardware reads indices when the transfer runs, so all else is judged before."""
+    text = f"""
+.queue dma0
+  dma.load hbm=b0[0] format=fp32 memory=vmem row=0 lanes={LANES} rows=1 row_bytes=32
+  seq.nop drain
+  dma.store hbm=b1[0] format=fp32 memory=vmem row={row} lanes={LANES} rows=4 row_bytes=32 indexed
+  seq.halt
+"""
+    with pytest.raises(errors.BoundsError, match=words):
+        run(text, checks=False)

@@ -224,8 +224,12 @@ def _pieces(core, i):
         return
     block = i.format.format.is_block
     unit_bytes = _row_bytes(i)
+    r = np.arange(i.rows)
+    if i.indexed:  # rows of memory are known without the indices: they are judged before these
+        memory = core.spm if i.memory == Memory.SPM else core.vmem
+        steps = np.arange(i.outer)[:, None] * i.outer_rows
+        memory.require((i.row + steps + r * i.row_stride).reshape(-1))
     for o in range(i.outer):
-        r = np.arange(i.rows)
         rows = i.row + o * i.outer_rows + r * i.row_stride
         start = i.hbm.offset + o * i.outer_bytes
         if block:

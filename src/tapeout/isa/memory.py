@@ -70,7 +70,7 @@ class RowMemory:
         self, rows: Rows, valid: Mask, accumulating: bool = False, port: str = ""
     ) -> np.ndarray:
         """Rows [n, lanes]; lanes that are not valid hold anything."""
-        rows = self._bounds(rows)
+        rows = self.require(rows)
         self.log.accesses.append(Access(self.name, rows, False, accumulating, port=port))
         missing = valid & ~self.written[rows]
         if missing.any():
@@ -82,7 +82,7 @@ class RowMemory:
         self, rows: Rows, values: np.ndarray, valid: Mask, accumulating: bool = False
     ) -> None:
         """Writes the valid lanes of rows [n, lanes], in order where rows repeat."""
-        rows = self._bounds(rows)
+        rows = self.require(rows)
         self.log.accesses.append(Access(self.name, rows, True, accumulating))
         if are_distinct(rows):
             self.values[rows] = np.where(valid, values, self.values[rows])
@@ -94,7 +94,7 @@ class RowMemory:
 
     def read_lane(self, rows: Rows, lanes: np.ndarray, accumulating: bool = False) -> np.ndarray:
         """One element from each of rows [n], at lanes [n]."""
-        rows = self._bounds(rows)
+        rows = self.require(rows)
         self.log.accesses.append(Access(self.name, rows, False, accumulating, packed=True))
         missing = ~self.written[rows, lanes]
         if missing.any():
@@ -104,12 +104,16 @@ class RowMemory:
 
     def write_lane(self, rows: Rows, lanes: np.ndarray, values: np.ndarray) -> None:
         """One element into each of rows [n], at lanes [n]."""
-        rows = self._bounds(rows)
+        rows = self.require(rows)
         self.log.accesses.append(Access(self.name, rows, True, packed=True))
         self.values[rows, lanes] = values
         self.written[rows, lanes] = True
 
-    def _bounds(self, rows: Rows) -> Rows:
+    def require(self, rows: Rows) -> Rows:
+        """The rows, as int64.
+
+        Raises: HardwareError for one that the memory does not have.
+        """
         rows = np.asarray(rows, np.int64)
         outside = (rows < 0) | (rows >= len(self.values))
         if outside.any():

@@ -155,12 +155,6 @@ void Machine::transfer(Queue& q, const Now& i, bool store) {
       std::memcpy(&index, table + r, 4);
       offsets_[size_t(r)] = int64_t(index) * i.row_bytes;
     }
-    for (int64_t o = 0; o < i.outer; ++o)
-      for (int64_t r = 0; r < i.rows; ++r) {
-        const int64_t at = i.hbm.offset + o * i.outer_bytes + offsets_[size_t(r)];
-        inside(at, at + s.unit_bytes);
-        g.list.push_back({start + uint64_t(at), uint64_t(s.unit_bytes)});
-      }
   } else {
     const int64_t end = i.hbm.offset + (i.outer - 1) * i.outer_bytes +
                         (s.units - 1) * s.unit_step + s.unit_bytes;
@@ -195,6 +189,13 @@ void Machine::transfer(Queue& q, const Now& i, bool store) {
   const Space space = s.spm ? Space::spm : Space::vmem;
   const int64_t last = i.row + (i.outer - 1) * i.outer_rows + (i.rows - 1) * i.row_stride;
   require_rows(space, i.row, last + (s.pairs ? 1 : 0));
+  if (i.indexed)  // what an index says is judged last: hardware reads it when the transfer runs
+    for (int64_t o = 0; o < i.outer; ++o)
+      for (int64_t r = 0; r < i.rows; ++r) {
+        const int64_t at = i.hbm.offset + o * i.outer_bytes + offsets_[size_t(r)];
+        inside(at, at + s.unit_bytes);
+        g.list.push_back({start + uint64_t(at), uint64_t(s.unit_bytes)});
+      }
   const uint64_t moved = uint64_t(i.rows * i.outer * i.lanes) * (s.spm && !s.pairs ? 2 : 4);
   (s.spm ? (store ? traffic_.spm_read : traffic_.spm_write)
          : (store ? traffic_.vmem_read : traffic_.vmem_write)) += moved;
