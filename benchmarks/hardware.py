@@ -21,12 +21,12 @@ from typing import Any
 
 import machine
 import numpy as np
+from chip import product
 
 from tapeout.chip import load
-from tapeout.kernels.gemm import gemm
-from tapeout.lang import Builder
 from tapeout.models import compile_decoder, load_tokenizer, resolve
 from tapeout.models import load as load_model
+from tapeout.physical.activity import with_operands
 from tapeout.rtl.build import Elements
 from tapeout.rtl.target import Rtl
 from tapeout.runtime.cache import Options, compiled
@@ -110,19 +110,11 @@ def token(elements: Elements) -> list[dict[str, Any]]:
 
 def matmul(elements: Elements) -> list[dict[str, Any]]:
     chip, n = load(CHIP), PRODUCT
-    b = Builder(chip, weight_slots=0)
-    x, y, z = (b.segment(name, 2 * n * n, writable=name == "c") for name in "abc")
-    gemm(b, x, y, z, (n, n, n))
-    program = b.build()
+    program, macs, _ = product(chip, n, n, n)
+    case = with_operands(chip, program)
     results, seconds, written = [], [], []
     for target in (Sim(chip), Rtl(chip, elements=elements)):
-        rng = np.random.default_rng(0)
-        bases = {}
-        for s in program.segments:
-            bases[s.base] = (target.allocate(s.bytes), s.bytes, s.writable)
-            values = rng.standard_normal(s.bytes // 2).astype(np.float32).view(np.uint32) >> 16
-            target.write(bases[s.base][0], values.astype(np.uint16))
-        handle: Any = target.load(program, bases)
+        handle, bases = case.load(target)
         start = time.perf_counter()
         results.append(target.run(handle))
         seconds.append(time.perf_counter() - start)
@@ -133,7 +125,7 @@ def matmul(elements: Elements) -> list[dict[str, Any]]:
         "cycles": mine.cycles == its.cycles,
         "counters": mine.queues == its.queues and mine.hbm == its.hbm,
     }
-    peak = n**3 / (chip.mxu.rows * chip.mxu.cols)
+    peak = macs / (chip.mxu.rows * chip.mxu.cols)
     print(
         f"matmul {n}: {mine.cycles:,} cycles, {peak / mine.cycles:.1%} of peak; sim "
         f"{seconds[0]:.2f} s, rtl {seconds[1]:.1f} s ({its.cycles / seconds[1]:,.0f} cycles/s)"

@@ -4,7 +4,6 @@ import pytest
 from amaranth.hdl import Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
-from test_synthesis import pdk  # noqa: F401
 
 from tapeout.chip import load
 from tapeout.physical.activity import PROGRAMS, Activity, Toggles, _read, record
@@ -61,14 +60,14 @@ def test_toggles_of_nets_by_their_place():
     }
 
 
-def _power(pdk, tmp_path, toggles):  # noqa: F811
+def _power(pdk, tmp_path, toggles):
     part = Part(name="part", title="", count=1, make=lambda: Inverted(), at="part")
     nets = {f"part.{name}": Toggles(rate, 0.5) for name, rate in toggles.items()}
     activity = Activity("test", 10, nets)
     return measure_power(part, pdk, activity, clock_ghz=CLOCK_GHZ, folder=tmp_path / "cache")
 
 
-def test_what_switches_is_what_toggles(pdk, tmp_path):  # noqa: F811
+def test_what_switches_is_what_toggles(pdk, tmp_path):
     """Each toggle of a net costs half its capacitance times the voltage squared."""
     power = _power(pdk, tmp_path, {"a": 1.0, "first": 0.5, "y": 0.25})
     assert (power.known, power.registers) == (2, 2)
@@ -80,7 +79,7 @@ def test_what_switches_is_what_toggles(pdk, tmp_path):  # noqa: F811
     assert still.switching_w == 0
 
 
-def test_registers_without_a_record_toggle_as_the_others(pdk, tmp_path):  # noqa: F811
+def test_registers_without_a_record_toggle_as_the_others(pdk, tmp_path):
     known = _power(pdk, tmp_path, {"a": 1.0, "first": 0.5, "y": 0.5})
     guessed = _power(pdk, tmp_path, {"a": 1.0, "first": 0.5})
     assert (guessed.known, guessed.registers) == (1, 2)

@@ -8,7 +8,6 @@ the program: they never go stale.
 
 import gzip
 import hashlib
-import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping
@@ -26,9 +25,11 @@ from tapeout.kernels.gemm import gemm
 from tapeout.lang import Builder
 from tapeout.rtl.build import library
 from tapeout.rtl.target import Rtl
+from tapeout.rtl.verification.programs import Case
 from tapeout.sim import Sim
 
 from .pdk import PhysicalError
+from .tools import keep
 
 TILES = 8  # rows, columns and depth of the programs, in tiles of the array
 _HBM_BYTES = 1 << 22
@@ -95,23 +96,27 @@ def record(chip: Chip, name: str, folder: Path | None = None) -> Activity:
             saif = Path(scratch) / "nets.saif"
             hardware = Rtl(chip, hbm_bytes=_HBM_BYTES, built=built)
             hardware.watch(saif)
-            if _run(hardware, program) != _run(Sim(chip, hbm_bytes=_HBM_BYTES), program):
+            case = with_operands(chip, program)
+            if _run(hardware, case) != _run(Sim(chip, hbm_bytes=_HBM_BYTES), case):
                 raise PhysicalError(f"{name} gives another result on the hardware than on sim")
-            partial = place.with_suffix(f".{os.getpid()}")
-            partial.write_bytes(gzip.compress(saif.read_bytes(), 1))
-            os.replace(partial, place)
+            keep(place, gzip.compress(saif.read_bytes(), 1))
     return _read(name, gzip.decompress(place.read_bytes()).decode())
 
 
-def _run(target: Any, program: Program) -> tuple[int, bytes]:
-    """(cycles, what it wrote)."""
+def with_operands(chip: Chip, program: Program) -> Case:
+    """The program with bf16 in its segments that are normally distributed."""
     rng = np.random.default_rng(0)
-    bases = {}
+    segments = {}
     for s in program.segments:
         values = rng.standard_normal(s.bytes // 2).astype(np.float32).view(np.uint32) >> 16
-        bases[s.base] = (target.allocate(s.bytes), s.bytes, s.writable)
-        target.write(bases[s.base][0], values.astype(np.uint16))
-    cycles = target.run(target.load(program, bases)).cycles
+        segments[s.base] = (values.astype(np.uint16).tobytes(), s.writable)
+    return Case(chip, program, segments)
+
+
+def _run(target: Any, case: Case) -> tuple[int, bytes]:
+    """(cycles, what it wrote)."""
+    handle, bases = case.load(target)
+    cycles = target.run(handle).cycles
     written = (np.asarray(target.read(at, n)).tobytes() for at, n, w in bases.values() if w)
     return cycles, b"".join(written)
 

@@ -8,7 +8,6 @@ stale. Entries lie in `$XDG_CACHE_HOME/tapeout/gates` (`~/.cache/tapeout/gates`)
 import gzip
 import hashlib
 import json
-import os
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from .pdk import Pdk
 from .power import Power
 from .synthesis import Netlist
 from .timing import Slowest, Timing
+from .tools import keep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +63,8 @@ def measure(part: Part, pdk: Pdk, *, clock_ghz: float, folder: Path | None = Non
         area_um2=sum(known[kind].area_um2 * count for kind, count in cells.items()),
         timing=found,
     )
-    _keep(_netlist_of(place), gzip.compress(json.dumps(asdict(netlist)).encode()))
-    _keep(place, json.dumps(asdict(measured)).encode())
+    keep(_netlist_of(place), gzip.compress(json.dumps(asdict(netlist)).encode()))
+    keep(place, json.dumps(asdict(measured)).encode())
     return measured
 
 
@@ -87,7 +87,7 @@ def measure_power(
         power = sta_power.analyse(
             netlist, pdk, nets, clock_ghz=clock_ghz, inside=part.inside, folder=Path(scratch)
         )
-    _keep(kept, json.dumps(asdict(power)).encode())
+    keep(kept, json.dumps(asdict(power)).encode())
     return power
 
 
@@ -103,13 +103,6 @@ def _place(part: Part, pdk: Pdk, clock_ghz: float, folder: Path | None) -> Path:
 
 def _netlist_of(place: Path) -> Path:
     return place.with_suffix(".netlist.gz")
-
-
-def _keep(place: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    partial = place.with_name(f"{place.name}.{os.getpid()}")
-    partial.write_bytes(content)
-    os.replace(partial, place)
 
 
 def _mapped(

@@ -125,6 +125,12 @@ class Pdk:
             found[path.name.removesuffix(".gz")] = content
         return found
 
+    def unpack(self, folder: Path) -> list[str]:
+        """Writes the liberty files to a folder; their names."""
+        for name, content in self.texts.items():
+            (folder / name).write_bytes(content)
+        return [*self.texts]
+
     def digest(self) -> str:
         found = hashlib.sha256(repr(self.library).encode())
         for name, content in self.texts.items():

@@ -54,8 +54,6 @@ def analyse(
     Raises: PhysicalError where a tool fails.
     """
     library = pdk.library
-    for name, content in pdk.texts.items():
-        (folder / name).write_bytes(content)
     left_out = re.compile(rf"^  (?:{'|'.join(inside)}) (\\\S+ |\w+) \(", re.M) if inside else None
     apart = [m[1].strip("\\ ") for m in left_out.finditer(netlist.verilog)] if left_out else []
     flat = _flattened(netlist, folder)
@@ -72,7 +70,7 @@ def analyse(
         "".join(f"{name} {t.a_cycle:.6f} {t.duty:.6f}\n" for name, t in told.items())
     )
     script = [
-        *(f"read_liberty {name}" for name in pdk.texts),
+        *(f"read_liberty {name}" for name in pdk.unpack(folder)),
         "read_verilog power.v",
         f"link_design {netlist.top}",
         f"create_clock -name clk -period {1 / clock_ghz / library.time_unit_ns} [get_ports clk]",

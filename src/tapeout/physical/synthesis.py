@@ -138,11 +138,7 @@ def synthesise(
     """
     tool_version()
     library = pdk.library
-    names = []
-    for name, content in pdk.texts.items():
-        (folder / name).write_bytes(content)
-        names.append(name)
-    liberty = " ".join(f"-liberty {name}" for name in names)
+    liberty = " ".join(f"-liberty {name}" for name in pdk.unpack(folder))
     modules = re.findall(r"^module (\w+)", verilog, re.M)
     black = [name for name in modules if name.startswith("ram_") or name in boxes]
     (folder / "part.v").write_text(verilog)

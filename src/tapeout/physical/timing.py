@@ -59,11 +59,9 @@ def analyse(netlist: Netlist, pdk: Pdk, *, period_ns: float, folder: Path) -> Ti
     tool_version()
     library = pdk.library
     period = period_ns / library.time_unit_ns
-    for name, content in pdk.texts.items():
-        (folder / name).write_bytes(content)
     (folder / "netlist.v").write_text(netlist.verilog)
     script = [
-        *(f"read_liberty {name}" for name in pdk.texts),
+        *(f"read_liberty {name}" for name in pdk.unpack(folder)),
         "read_verilog netlist.v",
         f"link_design {netlist.top}",
         f"set period {period}",

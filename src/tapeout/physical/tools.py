@@ -1,4 +1,5 @@
-"""Calls of the tools, each in a session of its own, which ends when the call does."""
+"""Calls of the tools, each in a session of its own, which ends when the call does, and files that
+keep what they gave."""
 
 import os
 import signal
@@ -43,3 +44,10 @@ def call(name: str, command: list[str], folder: Path, timeout_s: float) -> Ended
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return Ended(code=process.returncode, output=output)
+
+
+def keep(place: Path, content: bytes) -> None:
+    """Writes a file whole or not at all, also where others write it at the same time."""
+    partial = place.with_name(f"{place.name}.{os.getpid()}")
+    partial.write_bytes(content)
+    os.replace(partial, place)

@@ -171,7 +171,7 @@ class Sequencer(wiring.Component):
         most = max([1, *(cls.check_cycles for cls in self.instructions.values())])
         step = Signal(range(most + 1))
         reads, accepts, issues = Signal(), Signal(), Signal()
-        is_due, is_own = Signal(), Signal()
+        is_due, is_own, uses_engine = Signal(), Signal(), Signal()
         is_past = pc >= self.count
         layout = self._layout()
         read, due = Signal(layout), Signal(layout)  # what is checked, what is to issue
@@ -183,7 +183,8 @@ class Sequencer(wiring.Component):
                 with m.If(read.engine_is[name]):
                     m.d.comb += checks.eq(cls.check_cycles)
         m.d.comb += [
-            is_own.eq((is_due & ~due.engine_is.as_value().any()) | holds_value),
+            uses_engine.eq(due.engine_is.as_value().any()),
+            is_own.eq((is_due & ~uses_engine) | holds_value),
             reads.eq(
                 self.active & ~self.halted & ~is_own & (step == 0) & (is_past | fetch.has_word)
             ),
@@ -199,7 +200,7 @@ class Sequencer(wiring.Component):
                 m.d.sync += step.eq(step + 1)
 
         # What it waits for.
-        may_issue, uses_engine, has_tokens = Signal(), Signal(), Signal()
+        may_issue, has_tokens = Signal(), Signal()
         illegal, executes = Signal(), Signal()
         retiring = self._retirement(m)
         takes_place = due.posts != 0
@@ -208,7 +209,6 @@ class Sequencer(wiring.Component):
         m.d.comb += [
             may_issue.eq(self.active & ~self.halted & is_due),
             has_tokens.eq((due.waits & ~self.has_token) == 0),
-            uses_engine.eq(due.engine_is.as_value().any()),
             illegal.eq(may_issue & due.is_refused),
             issues.eq(
                 may_issue & ~illegal & has_tokens

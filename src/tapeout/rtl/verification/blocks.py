@@ -107,6 +107,15 @@ class Maker(Instructions):
     def one(self, queue: int, *instructions: Instruction) -> Block:
         return Block({queue: list(instructions)})
 
+    def token(self, producer: int, consumer: int) -> tuple[int, int]:
+        """Masks of a channel between the two: of the producer's posts, the consumer's waits."""
+        per_pair = self.chip.tokens.channels_per_pair
+        number = self.rng.randrange(per_pair)
+        return (
+            1 << channel_bit(producer, consumer, number, per_pair),
+            1 << channel_bit(consumer, producer, number, per_pair),
+        )
+
     def one_load(self) -> Block:
         queue = self.dma_queue()
         return self.one(queue, self.load(queue))
@@ -138,8 +147,7 @@ class Maker(Instructions):
         rows = max(1, min(rows, self.vmem_rows // (parts + 1), part // row_bytes))
         queue, start = self.dma_queue(), rng.randrange(self.vmem_rows - parts * rows + 1)
         first = rng.randrange(0, max(1, part - rows * row_bytes + 1), 4)
-        per_pair = self.chip.tokens.channels_per_pair
-        number = rng.randrange(per_pair)
+        posts, waits = self.token(queue, VPU)
         load = dma.Load(
             hbm=HbmAddr(DATA, region.offset + first),
             format=dma.HbmFormat.FP32,
@@ -151,14 +159,13 @@ class Maker(Instructions):
             outer=Count(parts),
             outer_bytes=part,
             outer_rows=rows,
-            posts=1 << channel_bit(queue, VPU, number, per_pair),
+            posts=posts,
         )
         operands = [Operand(Kind.VMEM, start + k * rows, row_stride=1) for k in range(parts)]
-        waits = 1 << channel_bit(VPU, queue, number, per_pair)
         use = dataclasses.replace(chain(operands, rows), waits=waits)
         return Block({queue: [load], VPU: [use]})
 
-    def exact(self, rows: int) -> Operand:
+    def exact(self) -> Operand:
         """A result in fp32, where each bit counts: rows behind each other."""
         kind = self.rng.choice([Kind.VMEM, Kind.ACC, Kind.SPM_FP32])
         pair = 2 if kind == Kind.SPM_FP32 else 1
@@ -175,7 +182,7 @@ class Maker(Instructions):
                 {"combine": vpu.Combine.ADD, "a": a, "b": c},
                 {"combine": vpu.Combine.MUL, "a": a, "b": b, "combine2": vpu.Combine2.ADD, "d": c},
             ]
-            return vpu.Map(rows=Count(rows), dst=self.exact(rows), **self.rng.choice(chains))
+            return vpu.Map(rows=Count(rows), dst=self.exact(), **self.rng.choice(chains))
 
         return self.on(FACTORS, 24, chain, parts=3)
 
@@ -194,7 +201,7 @@ class Maker(Instructions):
                 ),
                 reduce_dst=self.addr(VPU, self.row("vmem")),
                 reduce_accumulate=rng.random() < 0.3,
-                dst=self.exact(rows) if tiles == 1 else Operand(),
+                dst=self.exact() if tiles == 1 else Operand(),
             )
 
         return self.on(TERMS, 24, chain)
@@ -204,7 +211,7 @@ class Maker(Instructions):
         function = self.rng.choice(list(vpu.Function))
 
         def chain(operands: list[Operand], rows: int) -> Instruction:
-            a, dst = operands[0], self.exact(rows)
+            a, dst = operands[0], self.exact()
             return vpu.Map(rows=Count(rows), a=a, function=function, dst=dst)
 
         return self.on(ARGUMENTS, 48, chain)
@@ -216,8 +223,8 @@ class Maker(Instructions):
         rng, chip = self.rng, self.chip
         k, rows = rng.choice([1, 2, 2, 3]), 8
         k = min(k, chip.mxu.rows)
-        queue, per_pair = self.dma_queue(), chip.tokens.channels_per_pair
-        number, banks = rng.randrange(per_pair), chip.spm.banks_per_stripe
+        queue, banks = self.dma_queue(), chip.spm.banks_per_stripe
+        posts, waits = self.token(queue, MXU)
         start = rng.randrange((chip.spm.rows - k - 2 * rows) // banks) * banks
         row_bytes = 2 * self.lanes
         most = UNITS.bytes - (k + 2 * rows) * row_bytes
@@ -227,13 +234,13 @@ class Maker(Instructions):
             lanes=self.lanes,
             rows=Count(k + 2 * rows),
             row_bytes=row_bytes,
-            posts=1 << channel_bit(queue, MXU, number, per_pair),
+            posts=posts,
         )
         weights = mxu.Load(
             src=self.addr(MXU, start),
             k=Count(k),
             n=Count(self.lanes),
-            waits=1 << channel_bit(MXU, queue, number, per_pair),
+            waits=waits,
         )
         dst = self.row("acc")
         passes = [
@@ -265,11 +272,10 @@ class Maker(Instructions):
 
     def handshake(self) -> Block:
         """Tokens from any instruction of a queue to any of another, by loops or one by one."""
-        rng, per_pair = self.rng, self.chip.tokens.channels_per_pair
+        rng = self.rng
         producer, consumer = rng.sample(range(self.chip.queue_count), 2)
-        number, tokens = rng.randrange(per_pair), rng.choice([1, 1, 1, 2, 3])
-        posts = 1 << channel_bit(producer, consumer, number, per_pair)
-        waits = 1 << channel_bit(consumer, producer, number, per_pair)
+        posts, waits = self.token(producer, consumer)
+        tokens = rng.choice([1, 1, 1, 2, 3])
         streams: dict[int, list[Instruction]] = {}
         for queue, mask, when, channel in (
             (producer, "posts", "post_when", posts),

@@ -5,7 +5,8 @@ that only the model sees.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from tapeout.chip import Chip
 from tapeout.isa import Addr, Count, HbmAddr, Operand, seq
@@ -31,12 +32,27 @@ def with_fault(case: Case, seed: int) -> Case:
     """The case with one bit or one field of one word changed, with an address that reaches just
     beyond its memory, or with a channel that overflows."""
     rng = random.Random(seed)
-    streams = dict(case.program.streams)
-    queue = rng.choice(sorted(streams))
+    queue = rng.choice(sorted(case.program.streams))
     kind = rng.choices([_overflowing, _beyond, _flipped, _rewritten], [1, 2, 4, 5])[0]
-    streams[queue] = kind(case, queue, rng)
+    return _with_stream(case, queue, kind(case, queue, rng))
+
+
+def _with_stream(case: Case, queue: str, stream: Sequence[Instruction]) -> Case:
+    streams = {**case.program.streams, queue: stream}
     program = Program(case.program.chip, streams, case.program.segments)
     return Case(case.chip, program, case.segments)
+
+
+def _word(raw: bytes, at: int) -> int:
+    return int.from_bytes(raw[at * WORD_BYTES : (at + 1) * WORD_BYTES], "little")
+
+
+def _with_field(raw: bytes, at: int, bit: int, width: int, value: int) -> Words:
+    """Words of which the one at `at` has `value`, what fits of it, in `width` bits from `bit`."""
+    mask = (1 << width) - 1
+    word = _word(raw, at) & ~(mask << bit) | (value & mask) << bit
+    begin = at * WORD_BYTES
+    return Words(raw[:begin] + word.to_bytes(WORD_BYTES, "little") + raw[begin + WORD_BYTES :])
 
 
 def _flipped(case: Case, queue: str, rng: random.Random) -> Words:
@@ -51,9 +67,9 @@ def _flipped(case: Case, queue: str, rng: random.Random) -> Words:
 
 def _rewritten(case: Case, queue: str, rng: random.Random) -> Words:
     """A field becomes a value of the edge of what is allowed, or another one."""
-    raw = bytearray(case.program.encode(queue))
-    at = rng.randrange(len(raw) // WORD_BYTES) * WORD_BYTES
-    word = int.from_bytes(raw[at : at + WORD_BYTES], "little")
+    raw = case.program.encode(queue)
+    at = rng.randrange(len(raw) // WORD_BYTES)
+    word = _word(raw, at)
     fields = list(_fields(REGISTRY[word & 255]))
     body = [field for field in fields if field[0] >= BODY_BIT]
     bit, spec = rng.choice(body if body and rng.random() < 0.8 else fields)
@@ -66,31 +82,24 @@ def _rewritten(case: Case, queue: str, rng: random.Random) -> Words:
     else:
         edges = [0, 1, mask, mask >> 1, *(e + rng.randrange(-3, 2) for e in _edges(case.chip))]
         value = rng.choice([value + 1, value - 1, rng.choice(edges)])
-    word = word & ~(mask << bit) | (value & mask) << bit
-    raw[at : at + WORD_BYTES] = word.to_bytes(WORD_BYTES, "little")
-    return Words(bytes(raw))
+    return _with_field(raw, at, bit, spec.width, value)
 
 
 def _beyond(case: Case, queue: str, rng: random.Random) -> Words:
     """An address becomes the least one that is refused; where none is, a field another value."""
     raw = case.program.encode(queue)
     at = rng.randrange(len(raw) // WORD_BYTES)
-    word = int.from_bytes(raw[at * WORD_BYTES : (at + 1) * WORD_BYTES], "little")
-    places = list(_addresses(REGISTRY[word & 255]))
+    places = list(_addresses(REGISTRY[_word(raw, at) & 255]))
     if not places:
         return _rewritten(case, queue, rng)
     bit, width = rng.choice(places)
 
     def changed(value: int) -> Words:
-        mask = (1 << width) - 1 << bit
-        new = (word & ~mask | value << bit).to_bytes(WORD_BYTES, "little")
-        return Words(raw[: at * WORD_BYTES] + new + raw[(at + 1) * WORD_BYTES :])
+        return _with_field(raw, at, bit, width, value)
 
     def is_refused(value: int) -> bool:
-        streams = {**case.program.streams, queue: changed(value)}
-        program = Program(case.program.chip, streams, case.program.segments)
         target = Sim(case.chip, checks=False, hbm_bytes=1 << 20)
-        handle, _ = Case(case.chip, program, case.segments).load(target)
+        handle, _ = _with_stream(case, queue, changed(value)).load(target)
         try:
             target.run(handle)
         except ProgramError as error:
@@ -108,18 +117,21 @@ def _beyond(case: Case, queue: str, rng: random.Random) -> Words:
 
 def _addresses(cls: type[Instruction]) -> Iterator[tuple[int, int]]:
     """(first bit, width) of the parts of an instruction that say where a row or a byte is."""
-    for _, bit, spec in cls.layout():
-        for name, part in () if isinstance(spec, Bits) else spec.LAYOUT.items():
-            if spec in (Addr, Operand, HbmAddr) and name in ("imm", "offset"):
-                yield bit, part.width
-            bit += part.width
+    for spec, name, bit, part in _parts(cls):
+        if spec in (Addr, Operand, HbmAddr) and name in ("imm", "offset"):
+            yield bit, part.width
 
 
 def _fields(cls: type[Instruction]) -> Iterator[tuple[int, Bits]]:
     """(first bit, field) of an instruction, those of addresses and operands one by one."""
-    for _, bit, spec in cls.layout():
-        for part in [spec] if isinstance(spec, Bits) else spec.LAYOUT.values():
-            yield bit, part
+    return ((bit, part) for _, _, bit, part in _parts(cls))
+
+
+def _parts(cls: type[Instruction]) -> Iterator[tuple[Any, str, int, Bits]]:
+    """(what it is of, name, first bit, field) of an instruction."""
+    for field, bit, spec in cls.layout():
+        for name, part in ({field: spec} if isinstance(spec, Bits) else spec.LAYOUT).items():
+            yield spec, name, bit, part
             bit += part.width
 
 

@@ -129,7 +129,7 @@ bool Machine::read(Queue& q) {
   next.ready = std::max(next.read + 1 + isa::check_cycles(ins.op), q.next_issue);
   next.waits = holds(q, ins.header.wait_when) ? ins.header.waits : 0;
   next.posts = holds(q, ins.header.post_when) ? ins.header.posts : 0;
-  next.first_iteration = q.depth == 0 || q.loops[q.depth - 1].iteration == 0;
+  next.first_iteration = holds(q, isa::When::FIRST);
   if (!isa::is_scalar(ins.op)) {
     next_pc(q, q.pc + 1, next.ready);
     q.next_read = next.ready;
