@@ -9,7 +9,7 @@ from timing_reference import TimedRun
 
 from tapeout.chip import Chip, load
 from tapeout.isa.assembler import assemble
-from tapeout.isa.errors import ProgramError
+from tapeout.isa.errors import DeadlockError, ProgramError
 from tapeout.isa.interp import Interp
 from tapeout.rtl.verification.programs import Case, random_program
 from tapeout.sim import Sim
@@ -106,3 +106,23 @@ def test_the_result_may_take_the_place_of_the_last_operand(function: str) -> Non
         target.run(target.load(assemble(text, CHIPS["tiny"]), {}))
         rows.append(target.peek("vmem")[1].tolist())
     assert rows[0] == rows[1] == [(-6.0 if function else 6.0) - 5.0] * 8
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_limit_of_cycles_stops_just_the_runs_that_are_longer(seed: int) -> None:
+    case = random_program(seed, CHIPS["tiny"], blocks=8)
+    sim = Sim(case.chip, hbm_bytes=HBM_BYTES)
+    handle, _ = case.load(sim)
+    whole = sim.run(handle)
+    sim.limit_cycles = whole.cycles
+    assert sim.run(handle) == whole
+    for sim.limit_cycles in (whole.cycles - 1, whole.cycles // 2, 1):
+        with pytest.raises(TimeoutError, match=f"not ended after {sim.limit_cycles} cycles"):
+            sim.run(handle)
+
+
+def test_a_deadlock_within_the_limit_is_a_deadlock() -> None:
+    program = assemble(".queue mxu\n seq.nop waits=vpu.0\n seq.halt\n", CHIPS["tiny"])
+    sim = Sim(CHIPS["tiny"], hbm_bytes=HBM_BYTES, limit_cycles=1000)
+    with pytest.raises(DeadlockError):
+        sim.run(sim.load(program, {}))

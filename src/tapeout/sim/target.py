@@ -20,7 +20,7 @@ from .trace import TraceData, write_trace
 
 _DEFAULT_HBM_BYTES = 64 << 30  # address space; the host gives pages as they are touched
 _HOST_PAGE_BYTES = 2 << 20
-_FAULT, _RACE, _BANK, _UNINITIALIZED = range(4)  # sim::ErrorKind
+_FAULT, _RACE, _BANK, _UNINITIALIZED, _LIMIT = range(5)  # sim::ErrorKind
 _MODEL_ERRORS: dict[int, type[errors.ProgramError]] = {
     _RACE: errors.RaceError,
     _BANK: errors.BankError,
@@ -46,14 +46,22 @@ class Sim(HostHbm):
         checks: find races, bank conflicts and reads of unwritten lanes. Hardware errors (bounds,
             tokens, illegal operands) are found in any case.
         hbm_bytes: size of HBM; by default the chip's capacity, 64 GiB at most.
+        limit_cycles: a run longer than this is given up.
     """
 
-    def __init__(self, chip: Chip, *, checks: bool = True, hbm_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        chip: Chip,
+        *,
+        checks: bool = True,
+        hbm_bytes: int | None = None,
+        limit_cycles: int = 1 << 62,
+    ) -> None:
         super().__init__(
             hbm_bytes or min(chip.hbm.capacity_bytes, _DEFAULT_HBM_BYTES),
             "reset() frees them, hbm_bytes= makes room",
         )
-        self.chip, self.checks = chip, checks
+        self.chip, self.checks, self.limit_cycles = chip, checks, limit_cycles
         native: Any = _native
         self._machine = native.Machine(
             flatten(chip), list(chip.queue_names), self.hbm_bytes, checks
@@ -122,10 +130,16 @@ class Sim(HostHbm):
 
         Raises:
             ProgramError: of the class that names the broken rule (`tapeout.isa.errors`).
+            TimeoutError: the run takes more than `limit_cycles`.
         """
         traced = trace is not None and trace is not False
-        raw = self._machine.run(handle.native, functional, traced)
+        raw = self._machine.run(handle.native, functional, traced, self.limit_cycles)
         if raw["error"] is not None:
+            if raw["error"][0] == _LIMIT:
+                raise TimeoutError(
+                    f"the program has not ended after {self.limit_cycles} cycles: "
+                    "raise limit_cycles"
+                )
             raise self._error(handle.program, *raw["error"])
         names = self.chip.queue_names
         data = TraceData(**raw["trace"]) if traced else None

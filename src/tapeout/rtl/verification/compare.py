@@ -25,11 +25,13 @@ from tapeout.sim.result import RunResult
 from .programs import Case
 
 HBM_BYTES = 1 << 20
+LIMIT_CYCLES = 1 << 18  # a random program takes a hundredth; with a fault planted, perhaps eons
 _MEMORIES = ("spm", "vmem", "acc")
 
 
 class Unsound(ValueError):
-    """The program breaks a rule that only the model sees, so hardware may do anything."""
+    """Not to be compared: the program breaks a rule that only the model sees, so hardware may do
+    anything, or it takes too long."""
 
 
 @dataclass(frozen=True)
@@ -78,18 +80,15 @@ def hardware(chip: Chip) -> Rtl:
     return Rtl(chip, hbm_bytes=HBM_BYTES)
 
 
-def compare(case: Case, rtl: Rtl, *, limit_cycles: int = 1 << 22) -> Agreement | Difference:
+def compare(case: Case, rtl: Rtl) -> Agreement | Difference:
     """Runs a case on all three targets.
-
-    Args:
-        limit_cycles: for a case that stops with an error.
 
     Raises: Unsound.
     """
     wanted = expected(case)
     if isinstance(wanted, Difference):
         return wanted
-    return compare_hardware(wanted, rtl, limit_cycles=limit_cycles)
+    return compare_hardware(wanted, rtl)
 
 
 def expected(case: Case) -> Expected | Difference:
@@ -97,7 +96,11 @@ def expected(case: Case) -> Expected | Difference:
 
     Raises: Unsound.
     """
-    sim = _run(case, Sim(case.chip, hbm_bytes=HBM_BYTES), trace=True)
+    target = Sim(case.chip, hbm_bytes=HBM_BYTES, limit_cycles=LIMIT_CYCLES)
+    try:
+        sim = _run(case, target, trace=True)
+    except TimeoutError as error:
+        raise Unsound(str(error)) from error
     if sim.error is not None:
         if sim.error.fault == Fault.NONE:
             raise Unsound(str(sim.error))
@@ -111,7 +114,7 @@ def expected(case: Case) -> Expected | Difference:
 
 
 def compare_hardware(
-    wanted: Expected, rtl: Rtl, *, limit_cycles: int = 1 << 22
+    wanted: Expected, rtl: Rtl, *, limit_cycles: int = LIMIT_CYCLES
 ) -> Agreement | Difference:
     """Runs a case on the hardware, which still holds what its last program left on the chip.
 

@@ -126,12 +126,13 @@ nb::dict trace_dict(sim::Trace&& trace) {
   return out;
 }
 
-nb::dict run(Machine& m, const sim::LoadedProgram& program, bool functional, bool traced) {
+nb::dict run(Machine& m, const sim::LoadedProgram& program, bool functional, bool traced,
+             uint64_t limit) {
   sim::Trace trace;
   sim::RunReport report;
   {
     nb::gil_scoped_release release;
-    report = m.run(program, functional, traced ? &trace : nullptr);
+    report = m.run(program, functional, traced ? &trace : nullptr, limit);
   }
   nb::dict out;
   out["cycles"] = report.cycles;
@@ -223,7 +224,7 @@ void bind_sim(nb::module_& m) {
             return self.load(streams, code, given);
           },
           "words"_a, "code"_a, "bases"_a, nb::keep_alive<0, 1>())
-      .def("run", &run, "program"_a, "functional"_a, "traced"_a)
+      .def("run", &run, "program"_a, "functional"_a, "traced"_a, "limit"_a)
       .def("peek", &peek, "memory"_a)
       .def("peek_written", &peek_written, "memory"_a);
 }

@@ -176,12 +176,12 @@ std::unique_ptr<LoadedProgram> Machine::load(
   return program;
 }
 
-void Machine::start(const LoadedProgram& program) {
+void Machine::start(const LoadedProgram& program, uint64_t limit) {
   program_ = &program;
   report_ = RunReport{};
   traffic_ = Traffic{};
   error_.reset();
-  horizon_ = kUnknown;
+  horizon_ = limit - 1;
   hbm_.reset();
   checker_.reset();
   if (functional_) spm_.reset();
@@ -222,7 +222,7 @@ void Machine::start(const LoadedProgram& program) {
   }
 }
 
-void Machine::loop() {
+bool Machine::loop() {
   const int q = queue_count_;
   for (;;) {
     while (runnable_ != 0) {
@@ -248,8 +248,8 @@ void Machine::loop() {
       }
     }
     const uint64_t least = std::min(best, others_min_);
-    if (least == kUnknown) return;
-    if (horizon_ != kUnknown && least >> 7 > horizon_) return;
+    if (least == kUnknown) return true;
+    if (least >> 7 > horizon_) return false;
     if (best < others_min_) {
       data_runs(queues_[size_t(at)], bound);
       continue;
@@ -309,20 +309,24 @@ std::optional<ProgramFault> Machine::leftover() const {
   return std::nullopt;
 }
 
-RunReport Machine::run(const LoadedProgram& program, bool functional, Trace* trace) {
+RunReport Machine::run(const LoadedProgram& program, bool functional, Trace* trace,
+                       uint64_t limit) {
   functional_ = functional;
   trace_ = trace;
   const math::FtzGuard flush;
-  start(program);
-  loop();
-  const bool halted = std::all_of(queues_.begin(), queues_.end(), [](const Queue& q) {
-    return q.blocked == Blocked::halted;
-  });
+  start(program, limit);
+  const bool is_whole = loop();
+  const auto are = [this](Blocked how) {
+    return std::count_if(queues_.begin(), queues_.end(),
+                         [how](const Queue& q) { return q.blocked == how; });
+  };
   if (!error_) {
-    if (!halted)
-      error_ = deadlock();
-    else
+    if (are(Blocked::halted) == queue_count_)
       error_ = leftover();
+    else if (!is_whole || are(Blocked::failed) != 0)
+      error_ = {ErrorKind::limit, isa::Fault::NONE, "", -1, -1, limit};
+    else
+      error_ = deadlock();
   }
   // A race explains a read of unwritten lanes; what came after such a read explains nothing.
   if (checks_ && checker_.unwritten() != nullptr) {

@@ -54,7 +54,8 @@ class Machine {
   std::unique_ptr<LoadedProgram> load(const std::vector<std::string>& words,
                                       const std::vector<uint64_t>& code,
                                       const std::vector<std::pair<int, Base>>& bases) const;
-  RunReport run(const LoadedProgram& program, bool functional, Trace* trace);
+  // Stops with ErrorKind::limit where the program takes more cycles than `limit`.
+  RunReport run(const LoadedProgram& program, bool functional, Trace* trace, uint64_t limit);
 
   const isa::ChipParams& chip() const { return chip_; }
   int queue_count() const { return queue_count_; }
@@ -67,8 +68,8 @@ class Machine {
 
  private:
   // --- run loop (machine.cpp)
-  void start(const LoadedProgram& program);
-  void loop();
+  void start(const LoadedProgram& program, uint64_t limit);
+  bool loop();  // false where something is left to do behind the horizon
   void fail(Queue& q, ProgramFault fault, uint64_t cycle);
   ProgramFault deadlock() const;
   std::optional<ProgramFault> leftover() const;
@@ -166,7 +167,7 @@ class Machine {
   uint64_t others_min_ = kUnknown;        // least key of values and lines
   bool others_changed_ = true;
   uint32_t runnable_ = 0;
-  uint64_t horizon_ = kUnknown;  // cycle of the earliest error
+  uint64_t horizon_ = 0;  // nothing issues later: the limit, or the cycle of the earliest error
   std::optional<ProgramFault> error_;
   RunReport report_;
   Traffic traffic_;

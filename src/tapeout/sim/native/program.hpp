@@ -14,7 +14,7 @@ constexpr int kMaxQueues = 26;    // 24 wait bits name at most 24 peers, and the
 constexpr int kMaxRegisters = 32;  // 5-bit register fields
 constexpr uint64_t kUnknown = ~uint64_t{0};
 
-enum class ErrorKind { fault, race, bank, uninitialized };
+enum class ErrorKind { fault, race, bank, uninitialized, limit };
 
 // Stops a run. `cycle` decides between errors of several queues: the earliest is reported.
 struct ProgramFault {
