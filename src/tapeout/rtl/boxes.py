@@ -4,7 +4,7 @@ Amaranth writes every instance of a component anew. With `Boxes` as the platform
 to `box` becomes an instance of a module that is converted once, and `macro` takes a module's text.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from amaranth.back import verilog
 from amaranth.hdl import (
@@ -63,10 +63,16 @@ class Boxes(Macros):
         texts += self._converted()
         return "\n".join([self.texts, *texts] if self._macros else texts)
 
-    def verilator_configuration(self) -> str:
-        """Keeps each module one C++ class, whose code all its instances share."""
-        apart = [f'no_inline -module "{name}"' for name in sorted(self._done)]
-        return "\n".join(["`verilator_config", *apart, ""])
+    def verilator_configuration(self, apart: Collection[str] = ()) -> str:
+        """Keeps each module one C++ class, whose code all its instances share.
+
+        Args:
+            apart: modules that become libraries of their own, where Verilator is asked for them
+                with --hierarchical.
+        """
+        how = {name: "hier_block" if name in apart else "no_inline" for name in sorted(self._done)}
+        lines = (f'{rule} -module "{name}"' for name, rule in how.items())
+        return "\n".join(["`verilator_config", *lines, ""])
 
     def _converted(self) -> Iterator[str]:
         while waiting := sorted(set(self._components) - self._done):

@@ -50,6 +50,10 @@ _FLAGS = ["-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "-Wn
           "--inline-mult", "2000", "--output-split-cfuncs", "2000"]  # fmt: skip
 
 
+# Of a large core Verilator compiles these apart: `solo` whole takes it more than 21 GB.
+_APART = ("engine_dma", "vpu_sublane")
+_LARGE = 512  # lanes of the vector unit
+
 # What runs once is not worth the compiler's time.
 _OPTIMISATION = "OPT_FAST=-O2 OPT_SLOW=-O0 OPT_GLOBAL=-O1"
 
@@ -74,14 +78,20 @@ def library(
     Args:
         is_watched: it can say how often each net toggles (`target.Rtl.watch`), and runs slower.
 
-    Raises: BuildError where a tool is missing or fails.
+    Raises: BuildError where a tool is missing or fails, or a chip is too large to be watched.
     """
+    is_large = chip.lanes * chip.vpu.sublanes >= _LARGE
+    if is_large and is_watched:
+        raise BuildError(
+            f"the nets of a vector unit of {_LARGE} lanes or more cannot be watched: "
+            "take a chip of fewer lanes"
+        )
 
     def files() -> dict[str, str]:
         core, boxes = Core(chip), Boxes(models=models)
         return {
             "core.v": boxes.convert(core, "core"),
-            "core.vlt": boxes.verilator_configuration(),
+            "core.vlt": boxes.verilator_configuration(_APART if is_large else ()),
             "ports.inc": ports_of(core),
         }
 
@@ -91,6 +101,7 @@ def library(
         models = {row_model.NAME: row_model.row_model(chip)}
         sources += ROW_FMA
     flags = ["--trace-saif", "--trace-underscore", "--trace-max-array", "128"] if is_watched else []
+    flags += ["--hierarchical"] if is_large else []
     name = f"{chip.name}-{elements}{'-watched' if is_watched else ''}"
     parameters = f"{to_toml(chip)}\0{elements}\0{flags}"
     return compiled(name, "core", parameters, files, sources, flags=flags, folder=folder)
@@ -136,9 +147,10 @@ def compiled(
             (work / file).write_text(content)
         for source in sources:
             shutil.copy(source, work)
+        itself = f"VM_HIER_VERILATOR={verilator}".replace(" ", "\\ ")  # for blocks compiled apart
         environment = os.environ | {
             "VERILATOR_ROOT": str(root),
-            "MAKEFLAGS": "CFG_CXXFLAGS_PCH_I=-include CFG_CXXFLAGS_STD=-std=gnu++20",
+            "MAKEFLAGS": f"CFG_CXXFLAGS_PCH_I=-include CFG_CXXFLAGS_STD=-std=gnu++20 {itself}",
         }
         _call(
             [verilator, "--cc", *(f for f in written if f.endswith(".vlt")), f"{top}.v",

@@ -26,7 +26,15 @@ from tapeout.rtl.core import Core
 from tapeout.rtl.export import modules
 from tapeout.rtl.target import Rtl
 
-from .compare import HBM_BYTES, Difference, Expected, Unsound, compare_hardware, expected
+from .compare import (
+    HBM_BYTES,
+    LIMIT_CYCLES,
+    Difference,
+    Expected,
+    Unsound,
+    compare_hardware,
+    expected,
+)
 from .equal import changes_nothing
 from .faults import with_faults
 from .programs import random_program
@@ -260,7 +268,7 @@ def hunt(
     for at, (number, each) in enumerate(references(chip, programs, seed)):
         if _difference(each, sound, _LIMIT_CYCLES) is None:
             continue
-        found = _difference(each, sound, 1 << 22)
+        found = _difference(each, sound, LIMIT_CYCLES)
         if found is not None:
             raise AssertionError(f"without a fault, program {number} differs: {found.what}")
         too_long.add(at)
