@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rtl_chips import CHIPS
 
-from tapeout.isa import Program, seq
+from tapeout.isa import Addr, Count, Program, mxu, seq
 from tapeout.isa.fields import WORD_BITS
 from tapeout.isa.instruction import Fault
 from tapeout.rtl.verification import compare
@@ -105,11 +105,23 @@ def test_a_difference_becomes_a_small_program(monkeypatch: pytest.MonkeyPatch) -
 def test_coverage_counts_variants_and_circumstances() -> None:
     coverage = Coverage()
     for seed in range(6):
-        coverage.add(random_program(seed).program)
+        case = random_program(seed)
+        coverage.add(case.program, case.chip)
     assert {variant for variant, _ in coverage.cells} <= set(universe())
     reached = {c for c in coverage.cells if coverage.cells[c]}
     assert not {c for c in reached if impossible(*c)}
     assert set(coverage.missing()).isdisjoint(reached)
+
+
+def test_a_load_of_a_whole_tile_is_no_part() -> None:
+    chip, coverage = CHIPS["tiny"], Coverage()
+    loads = [
+        mxu.Load(src=Addr(0), k=Count(k), n=Count(n))
+        for k, n in ((chip.mxu.rows, chip.mxu.cols), (1, chip.mxu.cols), (chip.mxu.rows, 1))
+    ]
+    coverage.add(Program(chip.name, {"mxu": loads}), chip)
+    assert coverage.cells["mxu.load part", "plain"] == 2
+    assert coverage.cells["mxu.load straight", "plain"] == 3
 
 
 def test_planted_faults_change_one_word_or_overflow_a_channel() -> None:

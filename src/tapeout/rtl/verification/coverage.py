@@ -9,9 +9,11 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from tapeout.chip import Chip
 from tapeout.isa import dma, mxu, seq, vpu
 from tapeout.isa.fields import Bits, Kind
 from tapeout.isa.instruction import REGISTRY, Instruction, When, register_numbers
+from tapeout.isa.program import Program
 
 CIRCUMSTANCES = (
     "plain", "waits", "posts", "conditional", "drain", "register", "in a loop", "behind a transfer",
@@ -57,7 +59,7 @@ class Coverage:
     def __init__(self) -> None:
         self.cells: Counter[tuple[str, str]] = Counter()
 
-    def add(self, program: Any) -> None:
+    def add(self, program: Program, chip: Chip) -> None:
         """Counts the instructions of a program, each once however often it runs."""
         for queue, stream in program.streams.items():
             loops: list[int] = []  # ends of the bodies around
@@ -66,7 +68,7 @@ class Coverage:
                 loops = [end for end in loops if end > pc]
                 around = list(_circumstances(instruction))
                 around += ["in a loop"] * bool(loops) + ["behind a transfer"] * transfers
-                for variant in _variants(instruction):
+                for variant in _variants(instruction, chip):
                     self.cells.update((variant, c) for c in around or ["plain"])
                 if isinstance(instruction, seq.Loop):
                     loops.append(pc + 1 + instruction.length)
@@ -115,14 +117,15 @@ def _circumstances(instruction: Instruction) -> Iterator[str]:
         yield "register"
 
 
-def _variants(i: Any) -> Iterator[str]:
+def _variants(i: Any, chip: Chip) -> Iterator[str]:
     name = i.mnemonic
     match i:
         case seq.AluOp():
             yield f"{name} {i.op.name.lower()}"
         case mxu.Load():
             yield f"{name} {'transposed' if i.transposed else 'straight'}"
-            yield f"{name} part"
+            if (i.k.imm, i.n.imm) != (chip.mxu.rows, chip.mxu.cols) and not (i.k.reg or i.n.reg):
+                yield f"{name} part"
         case mxu.Matmul():
             yield f"{name} {i.accumulate.name.lower()}"
             if i.outer > 1:

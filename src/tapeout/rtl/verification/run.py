@@ -128,7 +128,7 @@ def _outcome(rtl: Rtl, seed: int) -> _Outcome:
     whole = _agreement(case, rtl)
     coverage = Coverage()
     if isinstance(whole, Agreement):
-        coverage.add(case.program)
+        coverage.add(case.program, rtl.chip)
     planted = [_agreement(each, rtl) for each in with_faults(case, seed)]
     return _Outcome(seed, whole, planted, coverage)
 
