@@ -39,13 +39,19 @@ def loop_depths(stream: list[Instruction]) -> list[int]:
     return depths
 
 
-def propose(rng: random.Random, chip: Chip, run: Run, *, spare_tokens: bool = True) -> Block:
+def propose(
+    rng: random.Random, chip: Chip, run: Run, *, spare_tokens: bool = True, arithmetic: bool = False
+) -> Block:
     """One block, by chance, that may or may not be legal in the present state of the run.
 
     Args:
         spare_tokens: some blocks have tokens that order nothing.
+        arithmetic: only blocks of values that are chosen for it, most of them functions.
     """
     maker = Maker(rng, chip, run)
+    if arithmetic:
+        made = [maker.cancel, maker.sums, maker.products, maker.sweep]
+        return rng.choices(made, [1, 1, 1, 9])[0]()
     kinds: list[tuple[int, Callable[[], Block]]] = [
         (6, maker.one_load),
         (4, maker.one_store),
