@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from rtl_chips import CHIPS
 
+from tapeout.chip import load
 from tapeout.isa import Addr, Count, Program, mxu, seq
 from tapeout.isa.fields import WORD_BITS
 from tapeout.isa.instruction import Fault
+from tapeout.rtl import build
+from tapeout.rtl.target import Rtl
 from tapeout.rtl.verification import compare
 from tapeout.rtl.verification.chips import random_chip
 from tapeout.rtl.verification.coverage import Coverage, impossible, universe
@@ -30,10 +33,29 @@ def test_everything_on_tiny() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_everything_on_a_random_chip(seed: int) -> None:
     campaign = verify(random_chip(seed), instructions=2_000)
     assert campaign.failure is None, campaign.failure
+
+
+@pytest.mark.slow
+def test_a_core_built_as_large_ones_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows with arithmetic in C, DMA engines and sublanes as libraries of their own."""
+    monkeypatch.setattr(build, "_LARGE", 1)
+    chip = CHIPS["tiny"]
+    rtl = Rtl(chip, hbm_bytes=compare.HBM_BYTES, elements=build.Elements.DPI)
+    for seed in range(16):
+        found = compare.compare(random_program(seed, chip), rtl)
+        assert isinstance(found, compare.Agreement), found
+
+
+def test_a_core_too_large_is_refused() -> None:
+    chip = load("solo")
+    with pytest.raises(build.BuildError, match=r"128 x 128 .*--target rtl-dpi"):
+        build.library(chip)
+    with pytest.raises(build.BuildError, match="512 lanes or more cannot be watched"):
+        build.library(chip, elements=build.Elements.DPI, is_watched=True)
 
 
 @pytest.mark.slow

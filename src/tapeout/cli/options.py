@@ -18,6 +18,7 @@ class Target(StrEnum):
 
     SIM = "sim"
     RTL = "rtl"
+    RTL_DPI = "rtl-dpi"
     INTERP = "interp"
 
 
@@ -86,7 +87,8 @@ TargetOption = Annotated[
     typer.Option(
         "--target",
         help="sim counts cycles; rtl runs the hardware itself, built for the chip once (minutes), "
-        "slowly; interp is the slow definition, without a clock.",
+        "slowly; rtl-dpi takes the multiply-adds of its array from C, for arrays beyond 32 x 32; "
+        "interp is the slow definition, without a clock.",
     ),
 ]
 

@@ -50,10 +50,12 @@ def _session(found: "Compiled", target: Target, checks: bool) -> "Session":
         from tapeout.isa.interp import Interp
 
         return Session(found.artifact, Interp(chip, checks=checks))
-    if target is Target.RTL:
+    if target in (Target.RTL, Target.RTL_DPI):
+        from tapeout.rtl.build import Elements
         from tapeout.rtl.target import Rtl
 
-        return Session(found.artifact, Rtl(chip))
+        elements = Elements.DPI if target is Target.RTL_DPI else Elements.GATES
+        return Session(found.artifact, Rtl(chip, elements=elements))
     from tapeout.sim import Sim
 
     return Session(found.artifact, Sim(chip, checks=checks))

@@ -31,7 +31,7 @@ from tapeout.sim import Sim
 from .pdk import PhysicalError
 from .tools import keep
 
-TILES = 8  # rows, columns and depth of the programs, in tiles of the array
+TILES = 8  # rows, columns and depth of what is recorded, in tiles of the array
 _HBM_BYTES = 1 << 22
 
 
@@ -57,25 +57,25 @@ class Activity:
         return {n.removeprefix(start): t for n, t in self.nets.items() if n.startswith(start)}
 
 
-def matmul(chip: Chip) -> Program:
-    """C = A B, square, `TILES` tiles of the array on each side."""
-    size = TILES * chip.lanes
+def matmul(chip: Chip, tiles: int) -> Program:
+    """C = A B, square, so many tiles of the array on each side."""
+    size = tiles * chip.lanes
     b = Builder(chip, weight_slots=0)
     x, y, z = (b.segment(name, 2 * size * size, writable=name == "c") for name in "abc")
     gemm(b, x, y, z, (size, size, size))
     return b.build()
 
 
-def attention(chip: Chip) -> Program:
-    """Causal attention of one head as wide as the chip, `TILES` tiles of tokens."""
-    seq = Sequence(heads=1, kv_heads=1, tokens=TILES * chip.lanes, head_dim=chip.lanes, scale=0.25)
+def attention(chip: Chip, tiles: int) -> Program:
+    """Causal attention of one head as wide as the chip, so many tiles of tokens."""
+    seq = Sequence(heads=1, kv_heads=1, tokens=tiles * chip.lanes, head_dim=chip.lanes, scale=0.25)
     b = Builder(chip, weight_slots=0)
     q, k, v, o = (b.segment(name, seq.head_bytes, writable=name == "o") for name in "qkvo")
     flash_attention(b, q, k, v, o, seq)
     return b.build()
 
 
-PROGRAMS: dict[str, Callable[[Chip], Program]] = {"matmul": matmul, "attention": attention}
+PROGRAMS: dict[str, Callable[[Chip, int], Program]] = {"matmul": matmul, "attention": attention}
 
 
 def record(chip: Chip, name: str, folder: Path | None = None) -> Activity:
@@ -85,7 +85,7 @@ def record(chip: Chip, name: str, folder: Path | None = None) -> Activity:
         BuildError: the core cannot be built here.
         PhysicalError: hardware and `sim` differ.
     """
-    program = PROGRAMS[name](chip)
+    program = PROGRAMS[name](chip, TILES)
     built = library(chip, is_watched=True)
     key = hashlib.sha256(f"{built.name}\0{program}\0{_HBM_BYTES}".encode()).hexdigest()[:24]
     folder = folder or cache_folder() / "gates"

@@ -50,6 +50,7 @@ _FLAGS = ["-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "-Wn
           "--inline-mult", "2000", "--output-split-cfuncs", "2000"]  # fmt: skip
 
 
+_MOST_ELEMENTS = 32 * 32  # as gates, which take minutes to build and run 4,000 cycles a second
 # Of a large core Verilator compiles these apart: `solo` whole takes it more than 21 GB.
 _APART = ("engine_dma", "vpu_sublane")
 _LARGE = 512  # lanes of the vector unit
@@ -66,7 +67,7 @@ class Elements(StrEnum):
     """What the array of a core is simulated as."""
 
     GATES = "gates"  # every element as the hardware has it
-    DPI = "dpi"  # rows as a model, with arithmetic in C (`row_model`): for arrays beyond 16 x 16
+    DPI = "dpi"  # rows as a model, with arithmetic in C (`row_model`): for arrays beyond 32 x 32
 
 
 def library(
@@ -78,8 +79,14 @@ def library(
     Args:
         is_watched: it can say how often each net toggles (`target.Rtl.watch`), and runs slower.
 
-    Raises: BuildError where a tool is missing or fails, or a chip is too large to be watched.
+    Raises: BuildError where a tool is missing or fails, or a chip is too large for gates or for
+        being watched.
     """
+    if elements is Elements.GATES and chip.mxu.rows * chip.mxu.cols > _MOST_ELEMENTS:
+        raise BuildError(
+            f"an array of {chip.mxu.rows} x {chip.mxu.cols} is too much logic to simulate: take "
+            "its multiply-adds from C (--target rtl-dpi, or elements=Elements.DPI)"
+        )
     is_large = chip.lanes * chip.vpu.sublanes >= _LARGE
     if is_large and is_watched:
         raise BuildError(
