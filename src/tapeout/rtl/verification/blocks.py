@@ -355,11 +355,20 @@ class Maker(Instructions):
             queue,
             *(seq.Set(dst=b, value=rng.randrange(-9, 99)) for b in others if rng.random() < 0.2),
             *(seq.AluOp(op=rng.choice(sums), dst=dst, a=dst, b=b) for b in others),
+            *(self.signs(dst) if rng.random() < 0.5 else ()),
             seq.AluOp(op=Alu.AND, dst=dst, a=dst, imm=7),
             seq.Loop(count=Count(0, dst), length=1),
             seq.Nop(),
             seq.Set(dst=rng.choice(self.registers), value=rng.randrange(-9, 99)),
         )
+
+    def signs(self, dst: int) -> list[Instruction]:
+        """The sign of a register, shifted in from the left, decides what it becomes."""
+        rng = self.rng
+        return [
+            seq.AluOp(op=Alu.SHR, dst=dst, a=dst, imm=rng.randrange(1, 40)),
+            seq.AluOp(op=rng.choice([Alu.MAX, Alu.MIN]), dst=dst, a=dst, imm=rng.randrange(-3, 4)),
+        ]
 
     def far_loop(self) -> Block:
         """A loop that may be longer than the window of instructions, and jumps within it."""
