@@ -21,7 +21,7 @@ class Region:
     bytes: int
 
 
-FACTORS = Region(_ORDINARY_BYTES, 6144)  # three parts a, b, c: a * b + c leaves one bit
+FACTORS = Region(_ORDINARY_BYTES, 6144)  # three parts a, b, c: a * b + c leaves one bit, mostly
 TERMS = Region(FACTORS.offset + FACTORS.bytes, 8192)  # any sum of some cancels, at any bit
 ARGUMENTS = Region(TERMS.offset + TERMS.bytes, 32768)  # of functions
 UNITS = Region(ARGUMENTS.offset + ARGUMENTS.bytes, 4096)  # bf16, next to 1 and -1
@@ -65,19 +65,30 @@ def _ordinary(rng: np.random.Generator) -> bytes:
 
 
 def _factors(rng: np.random.Generator, count: int) -> np.ndarray:
-    """a, b and c one after the other: a * b + c leaves one bit, at any place below."""
+    """a, b and c one after the other: a * b + c leaves one bit, at any place below; or a * b is
+    among the largest or the least that fp32 has, and c little beside it."""
     each = count // 3
     i, j = rng.integers(1, 24, (2, each))
-    sign, scale = rng.choice([-1.0, 1.0], each), 2.0 ** rng.integers(-3, 4, each)
+    is_edge = rng.random(each) < 1 / 4
+    edge = 2.0 ** rng.choice([126, 127, -125, -126, -127], each)
+    scale = np.where(is_edge, edge, 2.0 ** rng.integers(-3, 4, each))
+    sign = rng.choice([-1.0, 1.0], each)
     a, b = sign * (1 + 2.0**-i) * scale, 1 + 2.0**-j
-    c = -sign * (1 + 2.0**-i + 2.0**-j) * scale  # a * b but for its last bit
+    rest = rng.choice([-1.0, 1.0], each) * scale * 2.0 ** -rng.integers(1, 26, each)
+    c = np.where(
+        is_edge, rest, -sign * (1 + 2.0**-i + 2.0**-j) * scale
+    )  # a * b but for its last bit
     return np.concatenate([a, b, c])
 
 
 def _terms(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Values next to 1 or -1, at a distance of any power of two; some are twice or half of it."""
+    """Values next to 1 or -1, at a distance of any power of two; some are twice or half of it, and
+    of few the square is among the largest."""
     sign, distance = rng.choice([-1.0, 1.0], count), 2.0 ** -rng.integers(1, 25, count)
     scale = rng.choice([1.0, 1.0, 1.0, 0.5, 2.0], count)
+    scale = np.where(
+        rng.random(count) < 1 / 32, rng.choice([1.4, 1.9, 1.0], count) * 2.0**63, scale
+    )
     return sign * scale * (1 + rng.choice([-1.0, 1.0], count) * distance)
 
 
