@@ -14,6 +14,7 @@ from tapeout.rtl import loops, memory, tokens
 from tapeout.rtl.formal import run
 from tapeout.rtl.formal.properties import PROPERTIES
 from tapeout.rtl.formal.tokens import Tokens
+from tapeout.rtl.shell import dma, reads, slave
 
 pytest.importorskip("pyosys")
 
@@ -22,7 +23,9 @@ SMALL = ["tokens.capacity=3", "tokens.latency_cycles=3", "dma.credits=2",
 CHIPS = {"tiny": load("tiny"), "small": load("tiny", SMALL)}
 LONG = {("tiny", "fifo"), ("tiny", "loops"), ("tiny", "retirement"), ("small", "retirement"),
         ("tiny", "transfer-retirement"), ("small", "transfer-retirement"),
-        ("tiny", "token-delivery"), ("tiny", "banks")}  # fmt: skip
+        ("tiny", "token-delivery"), ("tiny", "banks"),
+        *((c, f"axi-{n}") for c in CHIPS
+          for n in ("reads", "fetches", "writes", "stores", "loads"))}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -84,6 +87,46 @@ FAULTS = {
         'is_later.eq(self.push_latency > left + 2)'),
     "a post takes a transfer's done": (
         "transfer-retirement", tokens, "TransferRetireQueue", '(pop & head["is_transfer"])', "pop"),
+    "ARVALID drops before ARREADY": (
+        "axi-reads", reads, "ReadPort", "with m.If(self.arready)", "with m.If(self.arvalid)"),
+    "AR changes while it waits": (
+        "axi-reads", reads, "ReadPort", "self.launches & (~self.arvalid | self.arready)",
+        "self.launches"),
+    "a fetch asks for a word too many": (
+        "axi-reads", reads, "ReadPort", "self.arlen.eq(line.words - 1)",
+        "self.arlen.eq(line.words)"),
+    "a fetch crosses 4 KiB": (
+        "axi-reads", reads, "ReadPort", "self.araddr.eq(line.address)",
+        "self.araddr.eq(line.address + WORD_BYTES)"),
+    "a read counts as answered with its first beat": (
+        "axi-reads", reads, "ReadPort", "ends.eq(arrives & self.rlast)", "ends.eq(arrives)"),
+    "a fetched word comes from the wrong half of a beat": (
+        "axi-fetches", reads, "ReadPort", "Mux(inside, at, firsts.r_data)", "Mux(inside, at, 0)"),
+    "a store's burst leaves its interleave unit": (
+        "axi-writes", dma, "DmaPort", "self.awaddr.eq(self.address)",
+        "self.awaddr.eq(self.address + self.beat_bytes)"),
+    "WLAST comes a beat early": (
+        "axi-writes", dma, "StoreStream", "need == left", "left <= need + beat"),
+    "W changes while it waits": (
+        "axi-writes", dma, "StoreStream", "(have >= need) & (~self.wvalid | self.wready)",
+        "(have >= need)"),
+    "a write passes a read": (
+        "axi-writes", dma, "DmaPort", "(reading == 0) & ", ""),
+    "a store ends before it is answered": (
+        "axi-stores", dma, "DmaPort", "written + self.bvalid", "written + writes"),
+    "a store writes bytes beside its own": (
+        "axi-stores", dma, "StoreStream", '"strobes", strobes, skip,',
+        '"strobes", strobes, skip & 1,'),
+    "a load's bytes overrun those before": (
+        "axi-loads", dma, "LoadStream", "kept <= self.piece_bytes", "kept <= self.room"),
+    "an answer to a write is invented": (
+        "axi-registers", slave, "RegisterSlave", "has_address & has_data &", "has_address &"),
+    "a read is taken while the answer before waits": (
+        "axi-registers", slave, "RegisterSlave", "self.arready.eq(~self.rvalid | self.rready)",
+        "self.arready.eq(1)"),
+    "BVALID drops before BREADY": (
+        "axi-registers", slave, "RegisterSlave", "with m.If(self.bready)",
+        "with m.If(self.bvalid)"),
 }  # fmt: skip
 
 
@@ -93,6 +136,7 @@ SLOW_FAULTS = {
     "a ring's token is invented",
     "a read comes from the other stripe",
     "a token comes a cycle early",
+    "W changes while it waits",
 }
 
 

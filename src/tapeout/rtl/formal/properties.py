@@ -1,10 +1,13 @@
 """All properties, by the names that `tapeout prove` takes."""
 
+from .dma import Loads, Stores, Writes
 from .loops import Loops
 from .memory import Banks
 from .property import Property
 from .queues import Fifo
+from .reads import Fetches, Reads
 from .retirement import Retirement, TransferRetirement
+from .slave import Registers
 from .tokens import Delivery, Tokens
 
 
@@ -20,6 +23,12 @@ PROPERTIES: dict[str, type[Property]] = {
     "fifo": Fifo,
     "banks": Banks,
     "loops": Loops,
+    "axi-reads": Reads,
+    "axi-fetches": Fetches,
+    "axi-writes": Writes,
+    "axi-stores": Stores,
+    "axi-loads": Loads,
+    "axi-registers": Registers,
 }
 
 
