@@ -100,7 +100,7 @@ class Registers(AxiProperty):
         self.claim(m, "bresp", ~happens | (port.bresp == Mux(known, OKAY, SLAVE_ERROR)))
         self.reach(m, "data_before_its_address", waits["w"] & ~waits["aw"] & address_comes)
         self.reach(m, "two_writes_wait", addresses == MOST)
-        self.reach(m, "is_written", (port.q0_code_low == 0x1234) & ~port.bvalid)
+        self.reach(m, "is_written", (port.q0_code_low == 0x5000) & ~port.bvalid)
 
     def _read(self, m: Module) -> None:
         port = self.port

@@ -122,7 +122,13 @@ def register_map(chip: Chip) -> RegisterMap:
     for q, name in enumerate(chip.queue_names):
         at, of = QUEUES + q * QUEUE_STEP, f"of queue {name}'s stream"
         found += [
-            _whole(f"Q{q}_CODE_LOW", at, rw, f"address {of}, a multiple of 4096"),
+            _flags(
+                f"Q{q}_CODE_LOW",
+                at,
+                rw,
+                f"address {of}, a multiple of 4096",
+                ("page", 12, 20, "bits 12 to 31; those below are zero, whatever is written"),
+            ),
             _low(f"Q{q}_CODE_HIGH", at + 4, 8, f"upper bits of the address {of}"),
             _whole(f"Q{q}_COUNT", at + 8, rw, f"instructions {of}; 0: the queue does nothing"),
         ]
