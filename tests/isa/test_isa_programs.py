@@ -82,7 +82,11 @@ def without_one_token(case: Case, choose: random.Random) -> Case | None:
 
 
 def test_a_missing_token_is_found() -> None:
-    """Tokens are placed only where the checker asked; a later one may cover an earlier one."""
+    """Tokens are placed only where the checker asked; a later one may cover an earlier one.
+
+    In some orders of execution a read comes before what it reads is written; where a bank conflict
+    then ends the run before the race, the read is what is told.
+    """
     found = tried = 0
     for seed in range(80):
         program = random_program(seed, blocks=6, spare_tokens=False)
@@ -92,7 +96,7 @@ def test_a_missing_token_is_found() -> None:
         tried += 1
         try:
             run(broken, schedule="random", seed=seed)
-        except (errors.RaceError, errors.BankError):
+        except (errors.RaceError, errors.BankError, errors.UninitializedError):
             found += 1
     assert tried >= 10
     assert found >= 0.8 * tried
