@@ -11,7 +11,6 @@ from rtl_chips import CHIPS
 
 from tapeout.chip import load
 from tapeout.isa import Addr, Count, Program, mxu, seq
-from tapeout.isa.assembler import disassemble
 from tapeout.isa.fields import WORD_BITS
 from tapeout.isa.instruction import Fault
 from tapeout.rtl import build
@@ -122,8 +121,7 @@ def test_a_difference_becomes_a_small_program(monkeypatch: pytest.MonkeyPatch) -
     assert "retire of instruction" in failure.what
     assert "accumulate=add" in failure.what
     assert failure.assembly.count("accumulate=add") == 1
-    whole = disassemble(random_program(failure.seed, CHIPS["tiny"]).program, CHIPS["tiny"])
-    assert len(failure.assembly.splitlines()) < len(whole.splitlines()) / 5, failure.assembly
+    assert len(failure.assembly.splitlines()) < 30, failure.assembly
 
 
 def test_coverage_counts_variants_and_circumstances() -> None:

@@ -53,26 +53,24 @@ def minimised(case: Case, fails: Callable[[Case], bool]) -> Case:
 def _untied(
     case: Case, streams: dict[str, list[Instruction]], fails: Callable[[Case], bool]
 ) -> dict[str, list[Instruction]]:
-    """The streams without the token channels, drains and loops that make no difference."""
+    """The streams without the token channels, single tokens, drains and loops that make no
+    difference."""
     chip = case.chip
     names, per_pair = chip.queue_names, chip.tokens.channels_per_pair
     for producer, consumer in itertools.permutations(range(len(names)), 2):
         for channel in range(per_pair):
-            post = 1 << channel_bit(producer, consumer, channel, per_pair)
-            wait = 1 << channel_bit(consumer, producer, channel, per_pair)
-            trial = {
-                queue: [
-                    dataclasses.replace(
-                        i,
-                        posts=i.posts & ~(post if queue == names[producer] else 0),
-                        waits=i.waits & ~(wait if queue == names[consumer] else 0),
-                    )
-                    for i in stream
-                ]
-                for queue, stream in streams.items()
+            ends = {
+                names[producer]: ("posts", 1 << channel_bit(producer, consumer, channel, per_pair)),
+                names[consumer]: ("waits", 1 << channel_bit(consumer, producer, channel, per_pair)),
             }
-            if trial != streams and fails(_with(case, trial)):
-                streams = trial
+            most = max(len(_tied(streams.get(q, []), *end)) for q, end in ends.items())
+            for token in (None, *reversed(range(most))):
+                trial = {
+                    queue: _without_token(stream, *ends[queue], token) if queue in ends else stream
+                    for queue, stream in streams.items()
+                }
+                if trial != streams and fails(_with(case, trial)):
+                    streams = trial
     for queue, stream in streams.items():
         for at, instruction in enumerate(stream):
             plain = dataclasses.replace(instruction, drain=False)
@@ -83,6 +81,23 @@ def _untied(
                     stream = trial[queue]
                     break
     return streams
+
+
+def _tied(stream: Sequence[Instruction], mask: str, bit: int) -> list[int]:
+    """Where the stream's field `mask` has the bit."""
+    return [at for at, i in enumerate(stream) if getattr(i, mask) & bit]
+
+
+def _without_token(
+    stream: Sequence[Instruction], mask: str, bit: int, token: int | None
+) -> list[Instruction]:
+    """The stream without the bit where it has it for the `token`th time; None: everywhere."""
+    tied = _tied(stream, mask, bit)
+    cleared = set(tied if token is None else tied[token : token + 1])
+    return [
+        dataclasses.replace(i, **{mask: getattr(i, mask) & ~bit}) if at in cleared else i
+        for at, i in enumerate(stream)
+    ]
 
 
 def _without(stream: Sequence[Instruction], start: int, end: int) -> list[Instruction]:
