@@ -37,9 +37,9 @@ from tapeout.rtl.build import Elements, library
 from tapeout.rtl.target import Rtl
 from tapeout.runtime.cache import Options, compiled
 from tapeout.runtime.session import Session, Step
-from tapeout.sim import Sim
+from tapeout.sim import RunResult, Sim
 
-CHIP = "lab16"
+CHIP, SOLO = "lab16", "solo"  # the second is a case, too
 PROMPT = "The capital of France is"
 LAYER_VOCAB = 1024
 PRODUCT = 384  # of the matmul, each side
@@ -58,32 +58,44 @@ def same(name: str, sim: Session, rtl: Session, run: Any) -> dict[str, Any]:
         seconds.append(time.perf_counter() - start)
     kind = steps[0].launch.kind
     logits = [session.logits(kind).view(np.uint32) for session in (sim, rtl)]
-    mine, its = (step.stats for step in steps)
-    equal = {
-        "token": bool((steps[0].tokens == steps[1].tokens).all()),
-        "logits": bool((logits[0] == logits[1]).all()),
-        "cycles": mine.cycles == its.cycles,
-        "counters": mine.queues == its.queues and mine.hbm == its.hbm,
+    row = judged(
+        name, [step.stats for step in steps], seconds,
+        token=bool((steps[0].tokens == steps[1].tokens).all()),
+        logits=bool((logits[0] == logits[1]).all()),
+    )  # fmt: skip
+    return row | {"logits": logits[0].size}
+
+
+def judged(name: str, runs: list[RunResult], seconds: list[float], **equal: bool) -> dict[str, Any]:
+    """A row of the results; exits where the targets differ.
+
+    Args:
+        runs, seconds: of sim and of the hardware.
+        equal: what besides cycles and counters has been compared.
+    """
+    sim, rtl = runs
+    equal |= {
+        "cycles": sim.cycles == rtl.cycles,
+        "counters": sim.queues == rtl.queues and sim.hbm == rtl.hbm,
     }
+    sim_s, rtl_s = seconds
     row = {
         "step": name,
-        "cycles": mine.cycles,
-        "instructions": mine.instructions,
+        "cycles": sim.cycles,
+        "instructions": sim.instructions,
         "equal": equal,
-        "logits": logits[0].size,
-        "sim_s": seconds[0],
-        "rtl_s": seconds[1],
-        "sim_cycles_per_s": mine.cycles / seconds[0],
-        "rtl_cycles_per_s": its.cycles / seconds[1],
+        "sim_s": sim_s,
+        "rtl_s": rtl_s,
+        "sim_cycles_per_s": sim.cycles / sim_s,
+        "rtl_cycles_per_s": rtl.cycles / rtl_s,
     }
     print(
-        f"{name}: {mine.cycles:,} cycles, {mine.instructions:,} instructions, "
-        f"{logits[0].size:,} logits; sim {seconds[0]:.1f} s, rtl {seconds[1]:.1f} s "
-        f"({row['rtl_cycles_per_s']:,.0f} cycles/s), ratio {seconds[1] / seconds[0]:,.0f}",
+        f"{name}: {sim.cycles:,} cycles, {sim.instructions:,} instructions; sim {sim_s:.2f} s, rtl "
+        f"{rtl_s:.1f} s ({row['rtl_cycles_per_s']:,.0f} cycles/s), ratio {rtl_s / sim_s:,.0f}",
         flush=True,
     )
     if not all(equal.values()):
-        sys.exit(f"{name} differs: {equal}, sim {mine.cycles} cycles, rtl {its.cycles}")
+        sys.exit(f"{name} differs: {equal}, sim {sim.cycles} cycles, rtl {rtl.cycles}")
     return row
 
 
@@ -128,7 +140,7 @@ def matmul(elements: Elements) -> list[dict[str, Any]]:
 
 
 def solo(elements: Elements) -> list[dict[str, Any]]:
-    chip = load("solo")
+    chip = load(SOLO)
     return [
         same_program(f"{name}, {SOLO_TILES} tiles", chip, make(chip, SOLO_TILES), elements)
         for name, make in PROGRAMS.items()
@@ -148,32 +160,10 @@ def same_program(name: str, chip: Chip, program: Program, elements: Elements) ->
         results.append(target.run(handle))
         seconds.append(time.perf_counter() - start)
         written.append([bytes(target.read(at, size)) for at, size, w in bases.values() if w])
-    mine, its = results
-    equal = {
-        "results": written[0] == written[1],
-        "cycles": mine.cycles == its.cycles,
-        "counters": mine.queues == its.queues and mine.hbm == its.hbm,
-    }
-    print(
-        f"{name}: {mine.cycles:,} cycles, {sum(map(len, written[0])):,} bytes of results; sim "
-        f"{seconds[0]:.2f} s, rtl {seconds[1]:.1f} s ({its.cycles / seconds[1]:,.0f} cycles/s)",
-        flush=True,
-    )
-    if not all(equal.values()):
-        sys.exit(f"{name}: {equal}, sim {mine.cycles} cycles, rtl {its.cycles}")
-    return {
-        "step": name,
-        "cycles": mine.cycles,
-        "instructions": mine.instructions,
-        "equal": equal,
-        "sim_s": seconds[0],
-        "rtl_s": seconds[1],
-        "rtl_cycles_per_s": its.cycles / seconds[1],
-    }
+    return judged(name, results, seconds, results=written[0] == written[1])
 
 
-CASES = {"layer": layer, "token": token, "matmul": matmul, "solo": solo}
-BY_NAME = ("solo",)  # not run unless asked for
+CASES = {"layer": layer, "token": token, "matmul": matmul, SOLO: solo}
 
 
 def main() -> None:
@@ -181,11 +171,12 @@ def main() -> None:
     parser.add_argument("--case", choices=CASES, action="append", help="one of them only")
     parser.add_argument("--elements", choices=[e.value for e in Elements], default="gates")
     arguments = parser.parse_args()
-    asked = arguments.case or [name for name in CASES if name not in BY_NAME]
+    asked = arguments.case or [name for name in CASES if name != SOLO]
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name in asked:
-        chip = "solo" if name == "solo" else CHIP
-        elements = Elements.DPI if name == "solo" else Elements(arguments.elements)
+        chip, elements = CHIP, Elements(arguments.elements)
+        if name == SOLO:
+            chip, elements = SOLO, Elements.DPI
         key = name if elements is Elements.GATES else f"{name}, {elements}"
         library(load(chip), elements=elements)  # built outside what is timed
         steps = CASES[name](elements)

@@ -45,6 +45,13 @@ class ProgramError(Exception):
         super().__init__(f"{self.kind}: {rule}{where}")
 
 
+def too_long(limit_cycles: int) -> TimeoutError:
+    """What a target raises that gives up a run."""
+    return TimeoutError(
+        f"the program has not ended after {limit_cycles} cycles: raise limit_cycles"
+    )
+
+
 def _text(stream: Sequence[Instruction], pc: int) -> str:
     """The instruction, or what a word that is none has wrong."""
     try:

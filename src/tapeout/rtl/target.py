@@ -142,9 +142,7 @@ class Rtl(HostHbm):
         if ended < 0:
             raise HardwareDefect(self._native.bench_wrong(self._bench).decode())
         if not ended:
-            raise TimeoutError(
-                f"the program has not ended after {self.limit_cycles} cycles: raise limit_cycles"
-            )
+            raise errors.too_long(self.limit_cycles)
         fault = Fault(self._native.bench_fault(self._bench))
         if fault != Fault.NONE:
             raise self._error(handle.program, fault)

@@ -136,10 +136,7 @@ class Sim(HostHbm):
         raw = self._machine.run(handle.native, functional, traced, self.limit_cycles)
         if raw["error"] is not None:
             if raw["error"][0] == _LIMIT:
-                raise TimeoutError(
-                    f"the program has not ended after {self.limit_cycles} cycles: "
-                    "raise limit_cycles"
-                )
+                raise errors.too_long(self.limit_cycles)
             raise self._error(handle.program, *raw["error"])
         names = self.chip.queue_names
         data = TraceData(**raw["trace"]) if traced else None

@@ -16,6 +16,7 @@ from tapeout.isa.instruction import BODY_BIT, REGISTRY, Fault, Instruction
 from tapeout.isa.program import Program, Words, channel_bit
 from tapeout.sim import Sim
 
+from .compare import HBM_BYTES, LIMIT_CYCLES
 from .instructions import stripes
 from .programs import Case
 
@@ -98,7 +99,7 @@ def _beyond(case: Case, queue: str, rng: random.Random) -> Words:
         return _with_field(raw, at, bit, width, value)
 
     def is_refused(value: int) -> bool:
-        target = Sim(case.chip, checks=False, hbm_bytes=1 << 20, limit_cycles=1 << 18)
+        target = Sim(case.chip, checks=False, hbm_bytes=HBM_BYTES, limit_cycles=LIMIT_CYCLES)
         handle, _ = _with_stream(case, queue, changed(value)).load(target)
         try:
             target.run(handle)

@@ -75,10 +75,8 @@ def _factors(rng: np.random.Generator, count: int) -> np.ndarray:
     sign = rng.choice([-1.0, 1.0], each)
     a, b = sign * (1 + 2.0**-i) * scale, 1 + 2.0**-j
     rest = rng.choice([-1.0, 1.0], each) * scale * 2.0 ** -rng.integers(1, 26, each)
-    c = np.where(
-        is_edge, rest, -sign * (1 + 2.0**-i + 2.0**-j) * scale
-    )  # a * b but for its last bit
-    return np.concatenate([a, b, c])
+    product = sign * (1 + 2.0**-i + 2.0**-j) * scale  # but for its last bit
+    return np.concatenate([a, b, np.where(is_edge, rest, -product)])
 
 
 def _terms(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -86,9 +84,8 @@ def _terms(rng: np.random.Generator, count: int) -> np.ndarray:
     of few the square is among the largest."""
     sign, distance = rng.choice([-1.0, 1.0], count), 2.0 ** -rng.integers(1, 25, count)
     scale = rng.choice([1.0, 1.0, 1.0, 0.5, 2.0], count)
-    scale = np.where(
-        rng.random(count) < 1 / 32, rng.choice([1.4, 1.9, 1.0], count) * 2.0**63, scale
-    )
+    is_large = rng.random(count) < 1 / 32
+    scale = np.where(is_large, rng.choice([1.4, 1.9, 1.0], count) * 2.0**63, scale)
     return sign * scale * (1 + rng.choice([-1.0, 1.0], count) * distance)
 
 
