@@ -14,9 +14,10 @@ from rtl_chips import CHIPS
 
 import tapeout.rtl.export as export_module
 from tapeout.chip import ChipError, load, presets
-from tapeout.rtl.export import ExportError, export, modules
+from tapeout.rtl.export import ExportError, export
 from tapeout.rtl.shell.registers import Access, register_map
 from tapeout.rtl.shell.top import TOP, Top, require_axi
+from tapeout.rtl.verilog import modules
 
 
 def tapeout(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -40,6 +40,7 @@ class OneLane(wiring.Component):
             sequence.enters.eq(self.enters),
             sequence.function.eq(self.kind),
             lane.enters.eq(self.enters),
+            lane.comes.eq(sequence.comes),
             lane.x.eq(self.x),
             lane.ended.eq(sequence.result),
             self.result.eq(lane.result),

@@ -26,6 +26,7 @@ from tapeout import cache_folder
 from tapeout.chip import Chip, to_toml
 
 from . import row_model
+from .blocks import set_apart
 from .boxes import Boxes
 from .core import MEMORIES, PER_QUEUE, Core
 from .dma import DATA_PORTS, REQUEST_STAGES, RESPONSE_STAGES
@@ -33,13 +34,13 @@ from .fetch import ADDRESS_BITS
 from .sequencer import BASE, Stall
 
 _PACKAGE = Path(tapeout.__file__).parent
-_BENCH = Path(__file__).parent / "native" / "bench.cpp"
+_NATIVE = Path(__file__).parent / "native"
 _SIM = _PACKAGE / "sim" / "native"
 _HBM = (_SIM / "hbm.hpp", _SIM / "hbm.cpp")
 _SCALAR = _SIM / "scalar.hpp"
-MACROS = Path(__file__).parent / "native" / "macros.hpp"
-ROW_FMA = (MACROS.with_name("row_fma.cpp"), _SCALAR)  # C++ that a row's model calls
-BENCH_SOURCES = (_BENCH, MACROS, *_HBM)  # C++ around a core
+MACROS = (_NATIVE / "macros.hpp", _NATIVE / "context.hpp")  # what a bench includes
+ROW_FMA = (_NATIVE / "row_fma.cpp", _SCALAR)  # C++ that a row's model calls
+BENCH_SOURCES = (_NATIVE / "bench.cpp", *MACROS, _NATIVE / "block.hpp", *_HBM)  # C++ around a core
 # What the core and the bench are written in; the hardware's checks have packages of their own.
 _FOLDERS = ("chip", "isa", "numerics", "rtl", "rtl/native")
 _FLAGS = ["-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "-Wno-lint",
@@ -51,11 +52,13 @@ _FLAGS = ["-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "-Wn
 
 
 _MOST_ELEMENTS = 32 * 32  # as gates, which take minutes to build and run 4,000 cycles a second
-# Of a large core Verilator compiles these apart: `solo` whole takes it more than 21 GB.
-_APART = ("engine_dma", "vpu_sublane")
+APART = "vpu_sublane"  # see `blocks`
+# Of a large core Verilator compiles these apart, too: `solo` whole takes it more than 21 GB.
+_HIERARCHY = ("engine_dma",)
 _LARGE = 512  # lanes of the vector unit
 
 # What runs once is not worth the compiler's time.
+_CFLAGS = "-fPIC -ffp-contract=off -I.."
 _OPTIMISATION = "OPT_FAST=-O2 OPT_SLOW=-O0 OPT_GLOBAL=-O1"
 
 
@@ -96,9 +99,10 @@ def library(
 
     def files() -> dict[str, str]:
         core, boxes = Core(chip), Boxes(models=models)
+        text = boxes.convert(core, "core")
         return {
-            "core.v": boxes.convert(core, "core"),
-            "core.vlt": boxes.verilator_configuration(_APART if is_large else ()),
+            **({"core.v": text} if is_watched else set_apart(text, "core", APART)),
+            "core.vlt": boxes.verilator_configuration(_HIERARCHY if is_large else ()),
             "ports.inc": ports_of(core),
         }
 
@@ -111,7 +115,10 @@ def library(
     flags += ["--hierarchical"] if is_large else []
     name = f"{chip.name}-{elements}{'-watched' if is_watched else ''}"
     parameters = f"{to_toml(chip)}\0{elements}\0{flags}"
-    return compiled(name, "core", parameters, files, sources, flags=flags, folder=folder)
+    apart = () if is_watched else (APART,)
+    return compiled(
+        name, "core", parameters, files, sources, apart=apart, flags=flags, folder=folder
+    )
 
 
 def compiled(
@@ -122,6 +129,7 @@ def compiled(
     sources: Sequence[Path],
     *,
     shared: Sequence[str] = (),
+    apart: Sequence[str] = (),
     flags: Sequence[str] = (),
     folder: Path | None = None,
 ) -> Path:
@@ -133,6 +141,7 @@ def compiled(
         files: writes `<top>.v`, configuration files of Verilator (.vlt) and what the sources
             include, by name; called where the cache has no library.
         shared: folders of the package besides the core's that the library comes from.
+        apart: modules that `blocks.set_apart` has written.
         flags: of Verilator, besides its own; `parameters` name them.
     """
     folder = folder or cache_folder() / "rtl"
@@ -159,13 +168,23 @@ def compiled(
             "VERILATOR_ROOT": str(root),
             "MAKEFLAGS": f"CFG_CXXFLAGS_PCH_I=-include CFG_CXXFLAGS_STD=-std=gnu++20 {itself}",
         }
+        configuration = [file for file in written if file.endswith(".vlt")]
+        archives = []
+        for block in apart:
+            _call(
+                [verilator, "--cc", *configuration, f"{block}.v", "--top-module", block,
+                 "--prefix", f"V{block}", "--Mdir", block, "--build", "-j", "2",
+                 "-CFLAGS", _CFLAGS, "-MAKEFLAGS", _OPTIMISATION, *_FLAGS],
+                work, environment,
+            )  # fmt: skip
+            archives += [f"{block}.cpp", f"../{block}/V{block}__ALL.a"]
         _call(
-            [verilator, "--cc", *(f for f in written if f.endswith(".vlt")), f"{top}.v",
+            [verilator, "--cc", *configuration, f"{top}.v", *archives,
              *(s.name for s in sources if s.suffix == ".cpp"),
              "--top-module", top, "--prefix", f"V{top}", "--Mdir", "obj", "--exe", "--build",
              "-j", "2", "-o", "library.so", "-LDFLAGS", "-shared", "--vpi",
-             "-CFLAGS", "-fPIC -ffp-contract=off -I..", "-MAKEFLAGS", _OPTIMISATION,
-             *_FLAGS, *flags],
+             "-CFLAGS", " ".join([_CFLAGS, *(f"-I../{block}" for block in apart)]),
+             "-MAKEFLAGS", _OPTIMISATION, *_FLAGS, *flags],
             work, environment,
         )  # fmt: skip
         os.replace(work / "obj" / "library.so", place)

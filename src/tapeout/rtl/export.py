@@ -8,7 +8,6 @@ a guide; whole or not at all. Verilator's and slang's linters have nothing to sa
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +17,9 @@ from .boxes import Boxes
 from .ram import RamShape
 from .shell.documents import c_header, guide, map_json, map_markdown
 from .shell.top import TOP, Top
+from .verilog import modules
 
 LOGIC, MEMORIES, FILES = "rtl", "memories", "files.f"
-
-_MODULE = re.compile(r"^module (\\\S+|\w+)", re.MULTILINE)
 
 
 class ExportError(ValueError):
@@ -82,15 +80,6 @@ def _write(top: Top, text: str, work: Path) -> Exported:
     (work / "README.md").write_text(guide(top, shapes))
     counts = {shape.name: count for shape, count in shapes.items()}
     return Exported(work, len(paths), len(text), counts)
-
-
-def modules(text: str) -> Iterator[tuple[str, str]]:
-    """(name, text) of each module in Verilog, a name as the language means it."""
-    found = list(_MODULE.finditer(text))
-    for match, following in zip(found, [*found[1:], None], strict=True):
-        body = text[match.start() : following.start() if following else len(text)]
-        end = body.rindex("endmodule") + len("endmodule")
-        yield match[1].removeprefix("\\"), body[:end] + "\n"
 
 
 def _file_name(module: str) -> str:

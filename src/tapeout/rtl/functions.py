@@ -94,6 +94,7 @@ class FunctionSequence(wiring.Component):
     Ports:
         enters, function: something is at the first slot in this cycle.
         code_<slot>: what the slot does with what is at it in this cycle.
+        comes: something has come round to the first slot in this cycle.
         ends, result: something leaves the last slot for the last time; the function it ran.
     """
 
@@ -108,6 +109,7 @@ class FunctionSequence(wiring.Component):
                 "enters": In(1),
                 "function": In(FUNCTION),
                 **codes,
+                "comes": Out(1),
                 "ends": Out(1),
                 "result": Out(FUNCTION),
             }
@@ -123,10 +125,12 @@ class FunctionSequence(wiring.Component):
         functions = ages(m, function, around, "function")
         turns = ages(m, turn, around, "turn")
         lasts = ages(m, is_last, around, "last")
+        # Where nothing is, function and turn are 0: the slots rest.
         m.d.comb += [
-            valid.eq(self.enters | (valids[around] & ~lasts[around])),
-            function.eq(Mux(self.enters, self.function, functions[around])),
-            turn.eq(Mux(self.enters, 0, turns[around] + 1)),
+            self.comes.eq(valids[around] & ~lasts[around] & ~self.enters),
+            valid.eq(self.enters | self.comes),
+            function.eq(Mux(self.enters, self.function, Mux(self.comes, functions[around], 0))),
+            turn.eq(Mux(self.comes, turns[around] + 1, 0)),
         ]
         with m.Switch(function):
             for f in Function:
@@ -153,7 +157,7 @@ class FunctionPipeline(wiring.Component):
     `result` follows a cycle after `FunctionSequence.ends`.
 
     Ports:
-        x: fp32, with `enters`. code_<slot>, ended: `code_<slot>` and `result` of
+        x: fp32, with `enters`. comes, code_<slot>, ended: `comes`, `code_<slot>` and `result` of
             `FunctionSequence`.
     """
 
@@ -163,6 +167,7 @@ class FunctionPipeline(wiring.Component):
         super().__init__(
             {
                 "enters": In(1),
+                "comes": In(1),
                 "x": In(32),
                 **code_ports(chip),
                 "ended": In(FUNCTION),
@@ -174,8 +179,9 @@ class FunctionPipeline(wiring.Component):
         m = Module()
         vpu = self.chip.vpu
         back = {r: Signal(32, name=f"back_{r}") for r in self.slots.needed[-1]}
-        state: dict[int, Value] = {r: back[r] for r in back if r}
-        state[0] = Mux(self.enters, self.x, back[0])
+        # What nobody needs does not go round: an idle pipeline comes to rest.
+        state: dict[int, Value] = {r: Mux(self.comes, back[r], 0) for r in back}
+        state[0] = Mux(self.enters, self.x, state[0])
         for slot in range(len(self.slots.steps)):
             state = self._slot(m, slot, state)
         around = round_cycles(self.chip) - vpu.function_steps * vpu.slot_cycles

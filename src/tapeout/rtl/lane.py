@@ -33,6 +33,7 @@ def lane_ports(chip: Chip) -> dict[str, wiring.Member]:
         "combine": In(COMBINE),
         "combine_out": In(COMBINE),
         "enters": In(1),
+        "comes": In(1),
         **code_ports(chip),
         "ended": In(FUNCTION),
         "d": In(32),
@@ -57,8 +58,8 @@ class Lane(wiring.Component):
 
     Ports:
         a, b, c, combine: stage 0. combine_out: `combine` at stage 1 + add, with `enters`.
-        enters, code_<slot>, function: see `FunctionPipeline`; the function's result comes a cycle
-            after `function`, with d and combine2.
+        enters, comes, code_<slot>, ended: see `FunctionPipeline`; the function's result comes a
+            cycle after `ended`, with d and combine2.
         combine2_out: `combine2` 1 + add cycles after it. The ports below come with it.
         is_valid: the value counts in a reduction. squares: its square is added up.
         by_index: ranks are those of argmax.
@@ -74,7 +75,8 @@ class Lane(wiring.Component):
         m = Module()
         combined = self._combine(m)
         m.submodules.function = f = FunctionPipeline(self.chip)
-        m.d.comb += [f.enters.eq(self.enters), f.x.eq(combined), f.ended.eq(self.ended)]
+        m.d.comb += [f.enters.eq(self.enters), f.comes.eq(self.comes), f.x.eq(combined)]
+        m.d.comb += f.ended.eq(self.ended)
         for name in code_ports(self.chip):
             m.d.comb += getattr(f, name).eq(getattr(self, name))
         value = Signal(32)

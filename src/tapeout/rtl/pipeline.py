@@ -21,3 +21,11 @@ def ages(
     for k in range(cycles):
         held.append(delayed(m, held[-1], 1, f"{name}_{k + 1}", resets=resets))
     return held
+
+
+def taken(m: Module, value: ValueLike, when: Value, name: str) -> Signal:
+    """`value` as it was in the last cycle with `when`, from the next cycle on."""
+    held = Signal(Value.cast(value).shape(), name=name, reset_less=True)
+    with m.If(when):
+        m.d.sync += held.eq(value)
+    return held

@@ -5,6 +5,7 @@ every case and no signals without bits. Amaranth shortens operands for readers; 
 """
 
 import copy
+import re
 from collections.abc import Iterator
 
 from amaranth._toolchain.yosys import find_yosys
@@ -16,6 +17,7 @@ from amaranth.hdl._ast import SignalDict, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In
 
+_MODULE = re.compile(r"^module (\\\S+|\w+)", re.MULTILINE)
 _ATTRIBUTES = ("generator", "top", "src", "amaranth.hierarchy", "amaranth.decoding")
 
 
@@ -30,6 +32,15 @@ def convert(component: wiring.Component, name: str, platform: object) -> str:
     }
     netlist = ir.build_netlist(Fragment.get(component, platform), ports=ports, name=name)
     return _verilog(_rtlil(netlist))
+
+
+def modules(text: str) -> Iterator[tuple[str, str]]:
+    """(name, text) of each module in Verilog, a name as the language means it."""
+    found = list(_MODULE.finditer(text))
+    for match, following in zip(found, [*found[1:], None], strict=True):
+        body = text[match.start() : following.start() if following else len(text)]
+        end = body.rindex("endmodule") + len("endmodule")
+        yield match[1].removeprefix("\\"), body[:end] + "\n"
 
 
 def _rtlil(netlist: nir.Netlist) -> str:

@@ -26,7 +26,7 @@ from .memory import (
     vmem_writes,
 )
 from .operands import resolved_layout
-from .pipeline import ages, delayed
+from .pipeline import ages, delayed, taken
 from .reduce import Reductions
 from .sublane import OperandRow, PermutedRow, Sublane
 from .walk import MapWalk, step_layout, tail_layout
@@ -104,6 +104,7 @@ class VectorUnit(wiring.Component):
                 sublane.combine.eq(steps[4].combine),
                 sublane.combine_out.eq(steps[entry].combine),
                 sublane.enters.eq(sequence.enters),
+                sublane.comes.eq(sequence.comes),
                 *(getattr(sublane, f"code_{s}").eq(getattr(sequence, f"code_{s}"))
                   for s in range(vpu.function_steps)),
                 sublane.ended.eq(sequence.result),
@@ -143,7 +144,10 @@ class VectorUnit(wiring.Component):
     def _operands(
         self, m: Module, platform: object, valids: list[Value], steps: list[data.View]
     ) -> dict[str, list[Value]]:
-        """Rows by sublane: a, b and c at stage 4, d at stage 3."""
+        """Rows by sublane: a, b and c at stage 4, d at stage 3.
+
+        They stay where no step comes, whatever others read: so idle lanes are still.
+        """
         chip, sublanes = self.chip, self.chip.vpu.sublanes
         active = Signal(sublanes)
         m.d.comb += active.eq(Mux(valids[1], steps[1].tail.active, 0))
@@ -165,7 +169,7 @@ class VectorUnit(wiring.Component):
                     row.acc.eq(ports["acc"].data),
                     row.vmem.eq(ports["vmem"].data[k]),
                 ]
-                found[name].append(delayed(m, row.result, 1, f"{name}_{k}"))
+                found[name].append(taken(m, row.result, valids[2], f"{name}_{k}"))
         m.d.comb += [
             self.vmem_index.enable.eq(valids[1] & steps[1].drops),
             self.vmem_index.row[0].eq(steps[1].index_row),
@@ -178,7 +182,7 @@ class VectorUnit(wiring.Component):
             index = self.vmem_index.data[0].word_select(steps[2].scalar_lanes[k], 32)
             offset = Signal(32, name=f"offset_{k}")  # of the lane that is dropped
             m.d.comb += offset.eq(index - steps[2].first_lanes[k])
-            drop = delayed(m, Mux(steps[2].drops, offset, ~0), 1, f"drop_{k}")
+            drop = taken(m, Mux(steps[2].drops, offset, ~0), valids[2], f"drop_{k}")
             step = steps[3]
             permuted = PermutedRow(chip)
             m.submodules[f"permute_{k}"] = box(platform, "vpu_permute", permuted, is_clocked=False)

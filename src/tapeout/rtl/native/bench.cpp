@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "Vcore.h"
+#include "context.hpp"
 #include "hbm.hpp"
 #include "macros.hpp"
 #include "verilated.h"
@@ -90,11 +91,6 @@ void put(WData* to, int bit, uint64_t value, int width) {
   }
 }
 
-// One thread is what the model has; without this, every context keeps a pool of workers.
-struct Context : VerilatedContext {
-  Context() { threads(1); }
-};
-
 class Bench {
  public:
   std::string wrong;  // what the core did in the last run
@@ -107,7 +103,10 @@ class Bench {
 #endif
   }
   // A model's end erases its names in the thread's context, whichever bench made that last.
-  ~Bench() { Verilated::threadContextp(&context_); }
+  ~Bench() {
+    Verilated::threadContextp(&context_);
+    top_.final();
+  }
   Bench(const Bench&) = delete;
 
   // Runs the program in memory until the core is done: false where `limit` cycles pass before.

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "Vtapeout_top.h"
+#include "context.hpp"
 #include "macros.hpp"
 #include "verilated.h"
 
@@ -52,10 +53,6 @@ struct Memory {  // behind one port
   // What was offered and not taken must stay.
   std::vector<uint64_t> held_ar, held_aw;
   std::vector<uint8_t> held_w;
-};
-
-struct Context : VerilatedContext {
-  Context() { threads(1); }
 };
 
 class Bench {

@@ -168,7 +168,7 @@ def _library(chip: Chip) -> Path:
         }
 
     return compiled(
-        f"{chip.name}-shell", TOP, to_toml(chip), files, [_BENCH, MACROS], shared=["rtl/shell"]
+        f"{chip.name}-shell", TOP, to_toml(chip), files, [_BENCH, *MACROS], shared=["rtl/shell"]
     )
 
 

@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tapeout.chip import Chip, to_toml
+from tapeout.rtl.blocks import set_apart
 from tapeout.rtl.boxes import Boxes
-from tapeout.rtl.build import BENCH_SOURCES, compiled, ports_of
+from tapeout.rtl.build import APART, BENCH_SOURCES, compiled, ports_of
 from tapeout.rtl.core import Core
-from tapeout.rtl.export import modules
 from tapeout.rtl.target import Rtl
+from tapeout.rtl.verilog import modules
 
 from .compare import (
     HBM_BYTES,
@@ -202,7 +203,7 @@ def library(chip: Chip, count: int, seed: int) -> Path:
         mutated, mutants = _mutated(core, boxes, count, seed)
         listed = json.dumps([dataclasses.asdict(m) for m in mutants])
         return {
-            "core.v": mutated,
+            **set_apart(mutated, "core", APART),
             "core.vlt": boxes.verilator_configuration(),
             "ports.inc": f'{ports_of(core)}#define MUTANTS R"json({listed})json"\n',
         }
@@ -210,7 +211,7 @@ def library(chip: Chip, count: int, seed: int) -> Path:
     parameters = f"{to_toml(chip)}\0{count}\0{seed}"
     shared = ("rtl/verification",)
     name = f"{chip.name}-mutants"
-    return compiled(name, "core", parameters, files, BENCH_SOURCES, shared=shared)
+    return compiled(name, "core", parameters, files, BENCH_SOURCES, shared=shared, apart=(APART,))
 
 
 def _mutated(core: Core, boxes: Boxes, count: int, seed: int) -> tuple[str, list[Mutant]]:
