@@ -4,11 +4,12 @@ Contract: `set_apart` replaces a module by one of the same ports that calls its 
 of the clock (`native/block.hpp`). The core stays the same in every bit and cycle. Only modules of
 which no output follows an input within a cycle can be set apart; the model stops where one does.
 
-Most of what a simulated core costs are lanes of the vector unit, which rest most of the time.
+Most of what a simulated core costs are lanes of the vector unit and dequantisers, which rest most
+of the time.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from .verilog import modules
@@ -38,16 +39,19 @@ class _Port:
         return -(-self.width // 32)
 
 
-def set_apart(text: str, top: str, name: str) -> dict[str, str]:
-    """Files of module `top` of Verilog `text`, of its module `name` set apart, and of its calls:
-    `<top>.v`, `<name>.v` and `<name>.cpp`.
+def set_apart(text: str, top: str, names: Collection[str]) -> dict[str, str]:
+    """Files of module `top` of Verilog `text`, of its modules `names` set apart, none of which lies
+    in another, and of their calls: `<top>.v`, `<name>.v` and `<name>.cpp`.
     """
     bodies = dict(modules(text))
-    ports = list(_ports(bodies[name]))
-    apart = "\n".join(bodies[n] for n in _needed(bodies, name))
-    bodies[name] = _stub(name, ports)
-    rest = "\n".join(bodies[n] for n in _needed(bodies, top))
-    return {f"{top}.v": rest, f"{name}.v": apart, f"{name}.cpp": _calls(name, ports)}
+    files, stubs = {}, {}
+    for name in names:
+        ports = list(_ports(bodies[name]))
+        files[f"{name}.v"] = "\n".join(bodies[n] for n in _needed(bodies, name))
+        files[f"{name}.cpp"] = _calls(name, ports)
+        stubs[name] = _stub(name, ports)
+    bodies |= stubs
+    return {f"{top}.v": "\n".join(bodies[n] for n in _needed(bodies, top)), **files}
 
 
 def _ports(body: str) -> Iterator[_Port]:

@@ -40,7 +40,8 @@ _HBM = (_SIM / "hbm.hpp", _SIM / "hbm.cpp")
 _SCALAR = _SIM / "scalar.hpp"
 MACROS = (_NATIVE / "macros.hpp", _NATIVE / "context.hpp")  # what a bench includes
 ROW_FMA = (_NATIVE / "row_fma.cpp", _SCALAR)  # C++ that a row's model calls
-BENCH_SOURCES = (_NATIVE / "bench.cpp", *MACROS, _NATIVE / "block.hpp", *_HBM)  # C++ around a core
+BLOCK_SOURCES = (_NATIVE / "block.hpp", _NATIVE / "context.hpp")  # what calls of a block include
+BENCH_SOURCES = (_NATIVE / "bench.cpp", *MACROS, *BLOCK_SOURCES, *_HBM)  # C++ around a core
 # What the core and the bench are written in; the hardware's checks have packages of their own.
 _FOLDERS = ("chip", "isa", "numerics", "rtl", "rtl/native")
 _FLAGS = ["-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "-Wno-lint",
@@ -52,7 +53,7 @@ _FLAGS = ["-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "-Wn
 
 
 _MOST_ELEMENTS = 32 * 32  # as gates, which take minutes to build and run 4,000 cycles a second
-APART = "vpu_sublane"  # see `blocks`
+APART = ("vpu_sublane", "dequantiser_row")  # see `blocks`
 # Of a large core Verilator compiles these apart, too: `solo` whole takes it more than 21 GB.
 _HIERARCHY = ("engine_dma",)
 _LARGE = 512  # lanes of the vector unit
@@ -99,13 +100,14 @@ def library(
 
     def files() -> dict[str, str]:
         core, boxes = Core(chip), Boxes(models=models)
-        text = boxes.convert(core, "core")
         return {
-            **({"core.v": text} if is_watched else set_apart(text, "core", APART)),
+            **set_apart(boxes.convert(core, "core"), "core", apart),
             "core.vlt": boxes.verilator_configuration(_HIERARCHY if is_large else ()),
             "ports.inc": ports_of(core),
         }
 
+    # A block of the hierarchy has none set apart in it.
+    apart = () if is_watched else APART[:1] if is_large else APART
     models: dict[str, str] = {}
     sources = [*BENCH_SOURCES]
     if elements is Elements.DPI:
@@ -115,7 +117,6 @@ def library(
     flags += ["--hierarchical"] if is_large else []
     name = f"{chip.name}-{elements}{'-watched' if is_watched else ''}"
     parameters = f"{to_toml(chip)}\0{elements}\0{flags}"
-    apart = () if is_watched else (APART,)
     return compiled(
         name, "core", parameters, files, sources, apart=apart, flags=flags, folder=folder
     )

@@ -10,9 +10,10 @@ from amaranth.lib.wiring import In, Out
 
 from tapeout.isa.dma import HbmFormat
 
+from .boxes import box
 from .float import BIAS
 from .pipeline import delayed
-from .transfer import BLOCKS, NIBBLES, is_one_of
+from .transfer import BLOCKS, NIBBLES, WORDS, is_one_of
 
 NAN, INFINITY = 0x7FC0, 0x7F80
 _F16_ONE = 0x3C00
@@ -24,13 +25,15 @@ _SMALL = [  # small floats: (exponent bits, mantissa bits), and the formats made
 ]
 
 # A format as dequantisers see it: fixed-point codes (4 bits with a minimum, or 8), or small floats.
-KIND = data.StructLayout({"is_small": 1, "small": 2, "is_scaled": 1, "is_nibble": 1})
+KIND = data.StructLayout({"is_small": 1, "small": 2, "is_scaled": 1, "is_nibble": 1,
+                           "is_narrow": 1})  # fmt: skip
 
 
 def kind_of(m: Module, fmt: Value) -> data.View:
-    """The kind of a format narrower than bf16."""
+    """The kind of a format; others than those narrower than bf16 have none."""
     kind = Signal(KIND, name="kind")
     m.d.comb += [
+        kind.is_narrow.eq(~is_one_of(fmt, WORDS)),
         kind.is_scaled.eq(is_one_of(fmt, BLOCKS)),
         kind.is_nibble.eq(is_one_of(fmt, NIBBLES)),
     ]
@@ -179,6 +182,36 @@ class Dequantiser(wiring.Component):
         value = Mux(is_inf, Cat(C(INFINITY, 15), first["sign"]), finite)
         value = Mux(first["nan"], NAN, value)[:16]
         return delayed(m, value, 3, "small_value", resets=True)
+
+
+class DequantiserRow(wiring.Component):
+    """A `Dequantiser` for each lane; data of a lane becomes that of all, lane 0 lowest."""
+
+    def __init__(self, lanes: int) -> None:
+        self.lanes = lanes
+        super().__init__(
+            {
+                "kind": In(KIND),
+                "codes": In(8 * lanes),
+                "first": In(16 * lanes),
+                "second": In(16 * lanes),
+                "results": Out(16 * lanes),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        for lane in range(self.lanes):
+            unit = Dequantiser()
+            m.submodules[f"lane_{lane}"] = box(platform, "dequantiser", unit)
+            m.d.comb += [
+                unit.kind.eq(self.kind),
+                unit.code.eq(self.codes.word_select(lane, 8)),
+                unit.first.eq(self.first.word_select(lane, 16)),
+                unit.second.eq(self.second.word_select(lane, 16)),
+                self.results.word_select(lane, 16).eq(unit.result),
+            ]
+        return m
 
 
 class _Half:

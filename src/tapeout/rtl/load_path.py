@@ -14,7 +14,7 @@ from tapeout.isa.dma import HbmFormat, Memory
 
 from .boxes import box
 from .decode import any_of
-from .dequantise import KIND, Dequantiser, kind_of
+from .dequantise import KIND, Dequantiser, DequantiserRow, kind_of
 from .memory import spm_writes, vmem_writes
 from .pieces import PIECE, next_stage, slot_elements, slot_holds, slot_row, slots
 from .shift import left, right
@@ -62,7 +62,7 @@ class LoadPath(wiring.Component):
         rows = self._aligned(m)
         takes, piece = next_stage(m, self.takes, self.piece, "aligned")
         lanes, masks = self._placed(m, rows, piece)
-        kind = Signal(KIND, name="placed_kind")
+        kind: data.View = Signal(KIND, name="placed_kind")
         m.d.sync += kind.eq(kind_of(m, piece.transfer.format))
         takes, piece = next_stage(m, takes, piece, "placed")
         scales = self._scales(m, takes, piece, lanes, masks)
@@ -141,25 +141,26 @@ class LoadPath(wiring.Component):
         return held
 
     def _rows(
-        self, m: Module, platform: object, takes: Value, piece: data.View, kind: Value,
+        self, m: Module, platform: object, takes: Value, piece: data.View, kind: data.View,
         lanes: list[Signal], masks: list[Signal], scales: list[data.View],
     ) -> None:  # fmt: skip
         n = self.chip.lanes
         narrow = []
         for k in range(self.slots):
             bits = self._bits(k)
-            values = []
-            for lane in range(n):
-                unit = Dequantiser()
-                m.submodules[f"dequantise_{k}_{lane}"] = box(platform, "dequantiser", unit)
-                m.d.comb += [
-                    unit.kind.eq(kind),
-                    unit.code.eq(lanes[k][lane * bits : lane * bits + min(8, bits)]),
-                    unit.first.eq(scales[0][lane]),
-                    unit.second.eq(scales[1][lane]),
-                ]
-                values.append(unit.result)
-            narrow.append(values)
+            unit = DequantiserRow(n)
+            m.submodules[f"dequantise_{k}"] = box(platform, "dequantiser_row", unit)
+            codes = Cat(
+                Cat(lanes[k][lane * bits : lane * bits + min(8, bits)], C(0, 8 - min(8, bits)))
+                for lane in range(n)
+            )
+            m.d.comb += [
+                unit.kind.eq(kind),
+                unit.codes.eq(Mux(kind.is_narrow, codes, 0)),  # it rests where it is not needed
+                unit.first.eq(scales[0]),
+                unit.second.eq(scales[1]),
+            ]
+            narrow.append(unit.results)
         writes = Signal()
         m.d.comb += writes.eq(takes & ~piece.is_scale)
         takes = writes
@@ -188,7 +189,7 @@ class LoadPath(wiring.Component):
 
     def _write_spm(
         self, m: Module, takes: Value, piece: data.View, lanes: list[Signal],
-        masks: list[Signal], narrow: list[list[Value]],
+        masks: list[Signal], narrow: list[Value],
     ) -> None:  # fmt: skip
         """A bank takes the row of the slot that lies there; of an fp32 the half that does."""
         banks, port = self.chip.spm.banks_per_stripe, self.spm_write
@@ -206,7 +207,7 @@ class LoadPath(wiring.Component):
             )
             m.d.comb += [
                 row.eq(slot_row(piece, k)),
-                value.eq(Mux(is_bf16 | is_word, low, Cat(narrow[k]))),
+                value.eq(Mux(is_bf16 | is_word, low, narrow[k])),
                 upper.eq(high),
             ]
             rows.append(row)

@@ -135,10 +135,12 @@ class Bench {
       if (ports_[q].run_address != nullptr) *ports_[q].data_comes = 0;
     }
     top_.rst = 1;
-    tick();
+    low();
+    high();
     top_.rst = 0;
     top_.run = 1;
-    tick();
+    low();
+    high();
     top_.run = 0;
     const Trace trace(*this);
     for (uint64_t t = 0; t < limit; ++t) {
@@ -146,7 +148,7 @@ class Bench {
       for (Requests& r : requests) value_arrives(r, t);
       for (Requests& r : requests) line_arrives(r, t);
       for (int q = 0; q < kQueues; ++q) answer(ports_[q], requests[q], memory, t);
-      top_.eval();
+      low();
       if (top_.is_done) return true;
       for (int q = 0; q < kQueues; ++q) {
         const Port& port = ports_[q];
@@ -170,7 +172,7 @@ class Bench {
           events_[unretired[q][retired[q]++]].retire = *ports_[q].retire_cycle;
         }
       }
-      tick();
+      high();
     }
     return false;
   }
@@ -197,13 +199,15 @@ class Bench {
   tapeout::Hbm::Counters hbm() const { return hbm_.counters(); }
 
  private:
-  void tick() {
-    top_.clk = 1;
-    top_.eval();
-    watch_now();
+  // The first half of a cycle, in which inputs arrive; its end, an edge of the clock.
+  void low() {
     top_.clk = 0;
     top_.eval();
-    watch_now();
+  }
+  void high() {
+    top_.clk = 1;
+    top_.eval();
+    watch_cycle();
   }
 
 #if VM_TRACE_SAIF
@@ -219,8 +223,12 @@ class Bench {
     }
     Bench& bench;
   };
-  void watch_now() {
-    if (saif_.isOpen()) saif_.dump(time_++);
+  // Both halves, before new inputs arrive.
+  void watch_cycle() {
+    if (!saif_.isOpen()) return;
+    saif_.dump(time_++);
+    low();
+    saif_.dump(time_++);
   }
   std::string watched_;
   VerilatedSaifC saif_;
@@ -229,7 +237,7 @@ class Bench {
   struct Trace {
     explicit Trace(Bench&) {}
   };
-  static void watch_now() {}
+  static void watch_cycle() {}
 #endif
 
   static void answer(Port& port, Requests& r, const uint8_t* memory, uint64_t t) {

@@ -211,7 +211,7 @@ def library(chip: Chip, count: int, seed: int) -> Path:
     parameters = f"{to_toml(chip)}\0{count}\0{seed}"
     shared = ("rtl/verification",)
     name = f"{chip.name}-mutants"
-    return compiled(name, "core", parameters, files, BENCH_SOURCES, shared=shared, apart=(APART,))
+    return compiled(name, "core", parameters, files, BENCH_SOURCES, shared=shared, apart=APART)
 
 
 def _mutated(core: Core, boxes: Boxes, count: int, seed: int) -> tuple[str, list[Mutant]]:
