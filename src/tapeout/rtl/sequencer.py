@@ -336,12 +336,14 @@ class Sequencer(wiring.Component):
                     if scalar is not seq.Loop:
                         m.d.sync += read.dst.eq(field(word, scalar, "dst"))
         registers = self._registers
+        is_unknown = Signal()  # a name for what is used twice makes it once
+        m.d.comb += is_unknown.eq(is_past | refused.instruction)
         m.d.sync += [
             read.waits.eq(waits),
             read.posts.eq(posts),
             read.drains.eq(field(word, Instruction, "drain") | is_a(word, seq.Halt)),
-            read.is_unknown.eq(is_past | refused.instruction),
-            read.is_refused.eq(is_past | refused.instruction | refused.operand),
+            read.is_unknown.eq(is_unknown),
+            read.is_refused.eq(is_unknown | refused.operand),
             read.halt.eq(is_a(word, seq.Halt)),
             read.trap.eq(is_a(word, seq.Trap)),
             read.set.eq(is_a(word, seq.Set)),

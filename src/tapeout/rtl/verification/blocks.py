@@ -18,7 +18,7 @@ from tapeout.isa.program import channel_bit
 from tapeout.isa.seq import Alu
 
 from .instructions import DMA0, MXU, VPU, Instructions
-from .values import ARGUMENTS, DATA, FACTORS, TERMS, UNITS, Region
+from .values import ARGUMENTS, DATA, FACTORS, SPECIALS, TERMS, UNITS, Region
 
 
 @dataclass
@@ -50,8 +50,8 @@ def propose(
     """
     maker = Maker(rng, chip, run)
     if arithmetic:
-        made = [maker.cancel, maker.sums, maker.products, maker.sweep]
-        return rng.choices(made, [1, 1, 1, 9])[0]()
+        made = [maker.cancel, maker.sums, maker.products, maker.specials, maker.sweep]
+        return rng.choices(made, [2, 1, 1, 1, 8])[0]()
     kinds: list[tuple[int, Callable[[], Block]]] = [
         (6, maker.one_load),
         (4, maker.one_store),
@@ -67,9 +67,10 @@ def propose(
         (2, maker.sums),
         (3, maker.sweep),
         (2, maker.products),
+        (1, maker.specials),
     ]
     if spare_tokens:
-        kinds += [(3, maker.handshake), (1, maker.flood)]
+        kinds += [(3, maker.handshake), (2, maker.flood), (1, maker.burst)]
     return rng.choices([make for _, make in kinds], [weight for weight, _ in kinds])[0]()
 
 
@@ -187,10 +188,32 @@ class Maker(Instructions):
                 {"combine": vpu.Combine.FMA, "a": a, "b": b, "c": c},
                 {"combine": vpu.Combine.ADD, "a": a, "b": c},
                 {"combine": vpu.Combine.MUL, "a": a, "b": b, "combine2": vpu.Combine2.ADD, "d": c},
+                {"combine": vpu.Combine.A, "a": a, "combine2": vpu.Combine2.ADD, "d": c},
             ]
             return vpu.Map(rows=Count(rows), dst=self.exact(), **self.rng.choice(chains))
 
         return self.on(FACTORS, 24, chain, parts=3)
+
+    def specials(self) -> Block:
+        """A chain over three rows of values that arithmetic treats apart."""
+        rng = self.rng
+
+        def chain(operands: list[Operand], rows: int) -> Instruction:
+            a, b, c = operands
+            combine, combine2 = rng.choice(list(vpu.Combine)), rng.choice(list(vpu.Combine2))
+            three = combine in (vpu.Combine.FMA, vpu.Combine.FMS, vpu.Combine.SELECT)
+            return vpu.Map(
+                rows=Count(rows),
+                combine=combine,
+                a=a,
+                b=b if combine != vpu.Combine.A else Operand(),
+                c=c if three else Operand(),
+                combine2=combine2,
+                d=rng.choice([b, c]) if combine2 != vpu.Combine2.U else Operand(),
+                dst=self.exact(),
+            )
+
+        return self.on(SPECIALS, 24, chain, parts=3)
 
     def sums(self) -> Block:
         """Sums over lanes, over tiles and with an accumulator, that cancel."""
@@ -394,7 +417,8 @@ class Maker(Instructions):
         ]
         number = rng.choice(there or [0])
         begins = (number + 1) % per_pair  # tells the consumer that the last token has been posted
-        tokens = rng.randrange(1, self.chip.tokens.capacity + 1)
+        capacity = self.chip.tokens.capacity
+        tokens = rng.choice([capacity, rng.randrange(1, capacity + 1)])
 
         def bit(queue: int, peer: int, channel: int) -> int:
             return 1 << channel_bit(queue, peer, channel, per_pair)
@@ -411,6 +435,42 @@ class Maker(Instructions):
             seq.Nop(),
         ]
         return Block({producer: give, consumer: take})
+
+    def burst(self) -> Block:
+        """More instructions under way in an engine than may be, short ones, each with a token."""
+        rng, producer = self.rng, self.rng.choice([MXU, VPU, self.dma_queue()])
+        consumer = rng.choice([q for q in range(self.chip.queue_count) if q != producer])
+        posts, waits = self.token(producer, consumer)
+        count = min(2 * self.chip.seq.retire_entries, self.chip.tokens.capacity)
+        stream: list[Instruction] = []
+        if producer == MXU:
+            stream.append(self.weights())
+        for _ in range(count):
+            if producer == MXU:
+                src = self.addr(MXU, self.row("spm", 1))
+                dst = self.addr(MXU, self.row("acc"))
+                made: Instruction = mxu.Matmul(src=src, rows=Count(1), dst=dst, posts=posts)
+            elif producer == VPU:
+                a = Operand(Kind.VMEM, self.row("vmem", 1), row_stride=1)
+                dst_row = Operand(Kind.VMEM, self.row("vmem"), row_stride=1)
+                made = vpu.Map(rows=Count(1), a=a, dst=dst_row, posts=posts)
+            else:
+                made = dma.Load(
+                    hbm=HbmAddr(DATA, 4 * rng.randrange(512)),
+                    row=self.addr(producer, self.row("spm")),
+                    lanes=self.lanes,
+                    rows=Count(1),
+                    row_bytes=2 * self.lanes,
+                    posts=posts if rng.random() < 0.8 else 0,
+                )
+            stream.append(made)
+        tokens = sum(i.posts != 0 for i in stream)
+        take: list[Instruction] = [
+            seq.Loop(count=Count(tokens), length=1),
+            seq.Nop(waits=waits),
+            seq.Nop(),
+        ]
+        return Block({producer: stream, consumer: take})
 
     def pipeline(self) -> Block:
         """A dma queue fills two slots in turn, mxu or vpu empties them, credits flow back."""

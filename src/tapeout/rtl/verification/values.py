@@ -1,7 +1,7 @@
 """What random programs compute with: the bytes of HBM that their loads bring.
 
 `data` lies at base `DATA`: a mixture of ordinary and special values, then regions that are chosen
-for the arithmetic, of fp32 but for the last, each by its offset and bytes.
+for the arithmetic, of fp32 but for `UNITS`, each by its offset and bytes.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,8 @@ FACTORS = Region(_ORDINARY_BYTES, 6144)  # three parts a, b, c: a * b + c leaves
 TERMS = Region(FACTORS.offset + FACTORS.bytes, 8192)  # any sum of some cancels, at any bit
 ARGUMENTS = Region(TERMS.offset + TERMS.bytes, 32768)  # of functions
 UNITS = Region(ARGUMENTS.offset + ARGUMENTS.bytes, 4096)  # bf16, next to 1 and -1
-DATA_BYTES = UNITS.offset + UNITS.bytes
+SPECIALS = Region(UNITS.offset + UNITS.bytes, 4096)  # those that arithmetic treats apart
+DATA_BYTES = SPECIALS.offset + SPECIALS.bytes
 
 
 def data(rng: np.random.Generator) -> bytes:
@@ -33,7 +34,7 @@ def data(rng: np.random.Generator) -> bytes:
     regions = ((_factors, FACTORS), (_terms, TERMS), (_arguments, ARGUMENTS))
     chosen = b"".join(make(rng, region.bytes // 4).astype("<f4").tobytes()
                       for make, region in regions)  # fmt: skip
-    return _ordinary(rng) + chosen + _units(rng)
+    return _ordinary(rng) + chosen + _units(rng) + _specials(rng)
 
 
 def table(rng: np.random.Generator) -> bytes:
@@ -94,6 +95,15 @@ def _units(rng: np.random.Generator) -> bytes:
     count = UNITS.bytes // 2
     distance = rng.integers(0, 4, count) << rng.integers(0, 6, count)
     return (0x3F80 + distance + (rng.integers(0, 2, count) << 15)).astype("<u2").tobytes()
+
+
+def _specials(rng: np.random.Generator) -> bytes:
+    """Zeros, subnormals, the least and the largest, infinities and NaN of both signs, and ones."""
+    magnitudes = [0, 1, 0x7FFFFF, 0x800000, 0x3F800000, 0x7F7FFFFF, 0x7F800000, 0x7F800000,
+                  0x7F800001, 0x7FC00000]  # fmt: skip
+    count = SPECIALS.bytes // 4
+    signs = rng.integers(0, 2, count, np.uint32) << np.uint32(31)
+    return (rng.choice(np.array(magnitudes, np.uint32), count) | signs).astype("<u4").tobytes()
 
 
 def _arguments(rng: np.random.Generator, count: int) -> np.ndarray:
