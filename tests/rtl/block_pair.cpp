@@ -1,4 +1,4 @@
-// Clocks a module and its twin that is set apart (tests/rtl/test_rtl_blocks.py).
+// Clocks a module and its twin that is set apart (tests/rtl/test_rtl_apart.py).
 #include <cstdint>
 #include <stdexcept>
 #include <string>

@@ -26,7 +26,7 @@ from tapeout import cache_folder
 from tapeout.chip import Chip, to_toml
 
 from . import row_model
-from .blocks import set_apart
+from .apart import set_apart
 from .boxes import Boxes
 from .core import MEMORIES, PER_QUEUE, Core
 from .dma import DATA_PORTS, REQUEST_STAGES, RESPONSE_STAGES
@@ -53,7 +53,7 @@ _FLAGS = ["-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "-Wn
 
 
 _MOST_ELEMENTS = 32 * 32  # as gates, which take minutes to build and run 4,000 cycles a second
-APART = ("vpu_sublane", "dequantiser_row")  # see `blocks`
+APART = ("vpu_sublane", "dequantiser_row")  # see `apart`
 # Of a large core Verilator compiles these apart, too: `solo` whole takes it more than 21 GB.
 _HIERARCHY = ("engine_dma",)
 _LARGE = 512  # lanes of the vector unit
@@ -142,7 +142,7 @@ def compiled(
         files: writes `<top>.v`, configuration files of Verilator (.vlt) and what the sources
             include, by name; called where the cache has no library.
         shared: folders of the package besides the core's that the library comes from.
-        apart: modules that `blocks.set_apart` has written.
+        apart: modules that `apart.set_apart` has written.
         flags: of Verilator, besides its own; `parameters` name them.
     """
     folder = folder or cache_folder() / "rtl"

@@ -1,4 +1,4 @@
-// A module that is verilated apart from the core it lies in (tapeout.rtl.blocks).
+// A module that is verilated apart from the core it lies in (tapeout.rtl.apart).
 #pragma once
 
 #include <cstdint>

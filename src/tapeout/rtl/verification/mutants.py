@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tapeout.chip import Chip, to_toml
-from tapeout.rtl.blocks import set_apart
+from tapeout.rtl.apart import set_apart
 from tapeout.rtl.boxes import Boxes
 from tapeout.rtl.build import APART, BENCH_SOURCES, compiled, ports_of
 from tapeout.rtl.core import Core

@@ -3,7 +3,7 @@
 import ctypes
 from pathlib import Path
 
-from tapeout.rtl.blocks import set_apart
+from tapeout.rtl.apart import set_apart
 from tapeout.rtl.build import BLOCK_SOURCES, compiled
 
 WIDTHS = (1, 7, 12, 32, 40, 100)
