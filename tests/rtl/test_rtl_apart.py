@@ -3,6 +3,8 @@
 import ctypes
 from pathlib import Path
 
+import pytest
+
 from tapeout.rtl.apart import set_apart
 from tapeout.rtl.build import BLOCK_SOURCES, compiled
 
@@ -109,3 +111,9 @@ def test_output_that_follows_an_input_is_refused() -> None:
     found, _, message = run(wrong, 100, 3)
     assert found == -2
     assert message == "apart_block: an output follows an input at once"
+
+
+def test_ports_without_plain_names_are_refused() -> None:
+    text = pair() + module("inline_block") + module("apart_block").replace("adds", "\\use ")
+    with pytest.raises(ValueError, match="apart_block cannot be set apart"):
+        set_apart(text, "pair", ["apart_block"])

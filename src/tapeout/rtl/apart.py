@@ -9,7 +9,7 @@ of the time.
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from .verilog import modules
@@ -42,11 +42,13 @@ class _Port:
 def set_apart(text: str, top: str, names: Collection[str]) -> dict[str, str]:
     """Files of module `top` of Verilog `text`, of its modules `names` set apart, none of which lies
     in another, and of their calls: `<top>.v`, `<name>.v` and `<name>.cpp`.
+
+    Raises: ValueError where a port has a name that C++ cannot have, or there is no port clk.
     """
     bodies = dict(modules(text))
     files, stubs = {}, {}
     for name in names:
-        ports = list(_ports(bodies[name]))
+        ports = _ports(name, bodies[name])
         files[f"{name}.v"] = "\n".join(bodies[n] for n in _needed(bodies, name))
         files[f"{name}.cpp"] = _calls(name, ports)
         stubs[name] = _stub(name, ports)
@@ -54,11 +56,16 @@ def set_apart(text: str, top: str, names: Collection[str]) -> dict[str, str]:
     return {f"{top}.v": "\n".join(bodies[n] for n in _needed(bodies, top)), **files}
 
 
-def _ports(body: str) -> Iterator[_Port]:
+def _ports(name: str, body: str) -> list[_Port]:
     """All but the clock."""
-    for direction, last, name in _PORT.findall(body):
-        if name != "clk":
-            yield _Port(name, int(last or 0) + 1, direction == "input")
+    ports = {
+        port: _Port(port, int(last or 0) + 1, direction == "input")
+        for direction, last, port in _PORT.findall(body)
+    }
+    head = body[body.index("(") + 1 : body.index(")")].split(",")
+    if ports.keys() != {port.strip() for port in head} or "clk" not in ports:
+        raise ValueError(f"{name} cannot be set apart: its ports are not plain names and a clk")
+    return [port for port in ports.values() if port.name != "clk"]
 
 
 def _needed(bodies: Mapping[str, str], top: str) -> list[str]:
