@@ -122,6 +122,12 @@ def test_a_bad_override_is_refused_by_name(setting, words):
         load("solo", [setting])
 
 
+def test_no_more_rows_are_loaded_at_once_than_the_array_has():
+    words = r"mxu.load_rows_per_cycle = 2 must not exceed mxu.rows = 1: there are no more to load"
+    with pytest.raises(ChipError, match=words):
+        load("tiny", ["mxu.rows=1", "mxu.cols=8"])
+
+
 def test_one_string_of_overrides_is_a_programming_error():
     with pytest.raises(TypeError, match="list of 'key=value' strings"):
         load("solo", "mxu.rows=64")

@@ -392,8 +392,16 @@ class Chip(_Checked):
             f"mxu.load_rows_per_cycle_transposed = {self.mxu.load_rows_per_cycle_transposed} "
             f"must not exceed spm.banks_per_stripe = {self.spm.banks_per_stripe}",
         )
-        for name in ("load_rows_per_cycle", "load_rows_per_cycle_transposed"):
-            value = getattr(self.mxu, name)
+        for name, most in (
+            ("load_rows_per_cycle", "rows"),
+            ("load_rows_per_cycle_transposed", "cols"),
+        ):
+            value, limit = getattr(self.mxu, name), getattr(self.mxu, most)
+            _require(
+                value <= limit,
+                f"mxu.{name} = {value} must not exceed mxu.{most} = {limit}: there are no more to "
+                f"load",
+            )
             _require(
                 _is_power_of_two(value),
                 f"mxu.{name} must be a power of two (addresses are cut by bits), not {value}",

@@ -230,6 +230,7 @@ def _call(command: list[str], folder: Path, environment: dict[str, str]) -> None
     if result.returncode:
         lines = (result.stdout + result.stderr).splitlines()
         told = [line for line in lines if line.startswith("%Error") or "error:" in line]
+        told = [line for line in told if "Exiting due to" not in line]  # which counts the others
         told += [line for line in lines if line.startswith("%Warning")]
         told += [f"exit code {result.returncode}, with no message (-9: out of memory)"]
         raise BuildError(f"{Path(command[0]).name} failed: {told[0]}")

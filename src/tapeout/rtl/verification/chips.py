@@ -18,7 +18,7 @@ def random_chip(seed: int) -> Chip:
         "mxu.rows": rows,
         "mxu.adder_stages": rng.choice([1, 2, 3]),
         "mxu.column_group": rng.choice([1, 2, 3, 4, 8]),
-        "mxu.load_rows_per_cycle": rng.choice([n for n in (1, 2, 4, 8) if n <= banks]),
+        "mxu.load_rows_per_cycle": rng.choice([n for n in (1, 2, 4, 8) if n <= min(banks, rows)]),
         "mxu.load_rows_per_cycle_transposed": rng.choice([n for n in (1, 2, 4) if n <= banks]),
         "mxu.accumulate_cycles": rng.choice([3, 4, 5, 6]),
         "spm.stripes": rng.choice([8, 10, 12]),
