@@ -36,6 +36,9 @@ class Combine(enum.IntEnum):
     EQ = 12
 
 
+TAKE_C = (Combine.FMA, Combine.FMS, Combine.SELECT)  # the others leave operand c unused
+
+
 class Combine2(enum.IntEnum):
     """Second combination, of the function's result u and d."""
 
@@ -234,7 +237,7 @@ class _Chain:
         ]
         used = {
             "b": i.combine not in (Combine.A,),
-            "c": i.combine in (Combine.FMA, Combine.FMS, Combine.SELECT),
+            "c": i.combine in TAKE_C,
             "d": i.combine2 != Combine2.U,
         }
         for name, needed in used.items():

@@ -86,7 +86,7 @@ def analyse(
         folder, TIMEOUT_S,
     ).output  # fmt: skip
     total = _watts(output, "all", netlist.top)
-    parts = _watts(output, "apart", netlist.top) if apart else (0.0, 0.0, 0.0)
+    parts = _watts(output, "apart", netlist.top)
     internal, switching, leakage = (a - b for a, b in zip(total, parts, strict=True))
     return Power(
         internal_w=internal, switching_w=switching, leakage_w=leakage,

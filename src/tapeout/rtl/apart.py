@@ -12,10 +12,9 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from .verilog import modules
+from .verilog import instantiated, modules
 
 _PORT = re.compile(r"^ *(input|output)(?: reg| wire)?(?: \[(\d+):0\])? (\w+) ?;", re.MULTILINE)
-_INSTANCE = re.compile(r"^ *(\\\S+|\w+) +(?:\\\S+ |\w+) *\(", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -46,13 +45,12 @@ def set_apart(text: str, top: str, names: Collection[str]) -> dict[str, str]:
     Raises: ValueError where a port has a name that C++ cannot have, or there is no port clk.
     """
     bodies = dict(modules(text))
-    files, stubs = {}, {}
+    files = {}
     for name in names:
         ports = _ports(name, bodies[name])
         files[f"{name}.v"] = "\n".join(bodies[n] for n in _needed(bodies, name))
         files[f"{name}.cpp"] = _calls(name, ports)
-        stubs[name] = _stub(name, ports)
-    bodies |= stubs
+        bodies[name] = _stub(name, ports)
     return {f"{top}.v": "\n".join(bodies[n] for n in _needed(bodies, top)), **files}
 
 
@@ -72,11 +70,9 @@ def _needed(bodies: Mapping[str, str], top: str) -> list[str]:
     """`top` and all modules below it."""
     found, waiting = {top}, [top]
     while waiting:
-        for match in _INSTANCE.finditer(bodies[waiting.pop()]):
-            name = match[1].removeprefix("\\")
-            if name in bodies and name not in found:
-                found.add(name)
-                waiting.append(name)
+        new = (instantiated(bodies[waiting.pop()]) & bodies.keys()) - found
+        found |= new
+        waiting += new
     return [name for name in bodies if name in found]
 
 

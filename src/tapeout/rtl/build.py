@@ -58,8 +58,8 @@ APART = ("vpu_sublane", "dequantiser_row")  # see `apart`
 _HIERARCHY = ("engine_dma",)
 _LARGE = 512  # lanes of the vector unit
 
-# What runs once is not worth the compiler's time.
 _CFLAGS = "-fPIC -ffp-contract=off -I.."
+# What runs once is not worth the compiler's time.
 _OPTIMISATION = "OPT_FAST=-O2 OPT_SLOW=-O0 OPT_GLOBAL=-O1"
 
 

@@ -14,7 +14,7 @@ from amaranth.utils import exact_log2
 from tapeout.chip import Chip
 from tapeout.isa.fields import COUNT_MAX, Kind
 from tapeout.isa.instruction import Fault
-from tapeout.isa.vpu import Combine, Combine2, Function, Mask, Reduce
+from tapeout.isa.vpu import TAKE_C, Combine, Combine2, Function, Mask, Reduce
 
 from .decode import any_of
 from .functions import round_cycles, schedule_for
@@ -133,7 +133,7 @@ def map_fault(m: Module, chip: Chip, i: data.View, accept: Value) -> Value:
 
 
 def _is_illegal(chip: Chip, i: data.View) -> Value:
-    takes_c = any_of([i.combine == op for op in (Combine.FMA, Combine.FMS, Combine.SELECT)])
+    takes_c = any_of([i.combine == op for op in TAKE_C])
     uses = {"b": i.combine != Combine.A, "c": takes_c, "d": i.combine2 != Combine2.U}
     rules = [
         i.tiles == 0,

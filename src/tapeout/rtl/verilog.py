@@ -18,6 +18,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In
 
 _MODULE = re.compile(r"^module (\\\S+|\w+)", re.MULTILINE)
+_INSTANCE = re.compile(r"^ *(\\\S+|\w+) +(?:\\\S+ |\w+) *\(", re.MULTILINE)
 _ATTRIBUTES = ("generator", "top", "src", "amaranth.hierarchy", "amaranth.decoding")
 
 
@@ -41,6 +42,11 @@ def modules(text: str) -> Iterator[tuple[str, str]]:
         body = text[match.start() : following.start() if following else len(text)]
         end = body.rindex("endmodule") + len("endmodule")
         yield match[1].removeprefix("\\"), body[:end] + "\n"
+
+
+def instantiated(body: str) -> set[str]:
+    """Names of the modules that a module's text has instances of, among others."""
+    return {match[1].removeprefix("\\") for match in _INSTANCE.finditer(body)}
 
 
 def _rtlil(netlist: nir.Netlist) -> str:

@@ -13,6 +13,7 @@ fast where that is known, or only moves what ends up sticky; so the proof goes b
 import importlib.util
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -64,7 +65,7 @@ _REFERENCE = """\
 """
 
 
-class Arithmetic:
+class Arithmetic(ABC):
     """A claim about a pipeline: its result is that of a formula, whatever goes in.
 
     Class attributes:
@@ -86,14 +87,14 @@ class Arithmetic:
         self.chip = chip
         self._component = component or self.component
 
+    @abstractmethod
     def make(self) -> wiring.Component:
         """The component under proof."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def cycles(self) -> int:
         """From the first operand to the result."""
-        raise NotImplementedError
 
     def cases(self) -> Iterator[str]:
         """Conditions, one of which holds for any operands."""

@@ -24,14 +24,7 @@ bool put(T& port, const svBitVecVal* value) {
   return true;
 }
 
-// Ports of up to 16 bits are smaller than DPI's words.
-inline bool put(CData& port, const svBitVecVal* value) { return put(port, svBit(*value)); }
-inline bool put(SData& port, const svBitVecVal* value) {
-  const bool moves = port != SData(*value);
-  port = SData(*value);
-  return moves;
-}
-
+// Words of DPI are wider than ports of up to 16 bits.
 inline void get(const CData& port, svBit* value) { *value = port; }
 inline void get(const CData& port, svBitVecVal* value) { *value = port; }
 inline void get(const SData& port, svBitVecVal* value) { *value = port; }

@@ -201,13 +201,12 @@ class Maker(Instructions):
         def chain(operands: list[Operand], rows: int) -> Instruction:
             a, b, c = operands
             combine, combine2 = rng.choice(list(vpu.Combine)), rng.choice(list(vpu.Combine2))
-            three = combine in (vpu.Combine.FMA, vpu.Combine.FMS, vpu.Combine.SELECT)
             return vpu.Map(
                 rows=Count(rows),
                 combine=combine,
                 a=a,
                 b=b if combine != vpu.Combine.A else Operand(),
-                c=c if three else Operand(),
+                c=c if combine in vpu.TAKE_C else Operand(),
                 combine2=combine2,
                 d=rng.choice([b, c]) if combine2 != vpu.Combine2.U else Operand(),
                 dst=self.exact(),

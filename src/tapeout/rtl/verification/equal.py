@@ -15,8 +15,8 @@ from pathlib import Path
 
 from tapeout.rtl import yosys
 from tapeout.rtl.build import BuildError
+from tapeout.rtl.verilog import instantiated
 
-_INSTANCE = re.compile(r"^  (\\\S+|\w+) +(?:\\\S+ |\w+) +\(", re.MULTILINE)
 _HEAD = re.compile(r"^module (\\\S+ ?|\w+)", re.MULTILINE)
 _PORT = re.compile(r"  (input|output)\b")
 _SECONDS = 60
@@ -48,7 +48,7 @@ def changes_nothing(good: str, bad: str, bodies: Mapping[str, str]) -> bool:
     """
     if importlib.util.find_spec("pyosys") is None:
         raise BuildError("mutants need Yosys, which is missing: run `pip install 'tapeout[gates]'`")
-    inner = sorted({m[1].removeprefix("\\") for m in _INSTANCE.finditer(good)} & bodies.keys())
+    inner = sorted(instantiated(good) & bodies.keys())
     instances = [f"expose -sep ~ -evert t:{_pattern(name)}" for name in inner]
     evert = [line for module in ("good", "bad") for line in (f"cd {module}", *instances, "cd ..")]
     with tempfile.TemporaryDirectory() as scratch:

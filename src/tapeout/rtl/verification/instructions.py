@@ -182,7 +182,7 @@ class Instructions:
             tiles, rows = 1, 24
             combine, combine2 = rng.choice([combine, vpu.Combine.A]), vpu.Combine2.U
             stores = [Kind.VMEM, Kind.ACC, Kind.SPM_FP32]
-        three = combine in (vpu.Combine.FMA, vpu.Combine.FMS, vpu.Combine.SELECT)
+        three = combine in vpu.TAKE_C
         a = self.operand([*rows_in, *([] if mask else [Kind.IMMEDIATE])], rows)
         stores = [*stores, *([Kind.NONE] if reduce else [])]
         dst = a if rng.random() < 0.2 else self.operand(stores, rows, result=True)
