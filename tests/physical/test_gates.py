@@ -68,10 +68,10 @@ def test_an_unknown_part_is_refused():
     [("pyosys", r"pip install 'tapeout\[gates\]'"), ("sta", "apt-get install opensta")],
 )
 def test_a_missing_tool_says_what_to_install(monkeypatch, missing, words):
-    from tapeout.physical import synthesis, timing
+    from tapeout.physical import opensta, synthesis
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr("shutil.which", lambda name: None)
-    tool = synthesis if missing == "pyosys" else timing
+    version = synthesis.tool_version if missing == "pyosys" else opensta.version
     with pytest.raises(PhysicalError, match=words):
-        tool.tool_version()
+        version()

@@ -4,8 +4,8 @@ import random
 
 from tapeout.chip import Chip
 from tapeout.isa import dma, seq
-from tapeout.rtl.verification.blocks import Block, Maker, prologue
-from tapeout.rtl.verification.instructions import DMA0
+from tapeout.rtl.verification.blocks import Maker, prologue
+from tapeout.rtl.verification.instructions import DMA0, Block
 from tapeout.rtl.verification.programs import Case, Grower
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from tapeout import cache_folder
 
+from . import opensta, synthesis
 from . import power as sta_power
-from . import synthesis
 from . import timing as sta
 from .activity import Activity
 from .parts import Part
@@ -45,7 +45,10 @@ def measure(part: Part, pdk: Pdk, *, clock_ghz: float, folder: Path | None = Non
 
     Raises: PhysicalError where a tool is missing or fails.
     """
-    place = _place(part, pdk, clock_ghz, folder)
+    return _measured(_place(part, pdk, clock_ghz, folder), part, pdk, clock_ghz)
+
+
+def _measured(place: Path, part: Part, pdk: Pdk, clock_ghz: float) -> Measured:
     if place.is_file():
         return _read(json.loads(place.read_text()))
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -75,8 +78,8 @@ def measure_power(
 
     Raises: PhysicalError where a tool is missing or fails.
     """
-    measure(part, pdk, clock_ghz=clock_ghz, folder=folder)
     place = _place(part, pdk, clock_ghz, folder)
+    _measured(place, part, pdk, clock_ghz)
     nets = activity.within(part.at)
     toggles = hashlib.sha256(repr(sorted(nets.items(), key=lambda n: n[0])).encode())
     kept = place.with_suffix(f".{activity.program}-{toggles.hexdigest()[:12]}.json")
@@ -92,7 +95,7 @@ def measure_power(
 
 
 def _place(part: Part, pdk: Pdk, clock_ghz: float, folder: Path | None) -> Path:
-    versions = (synthesis.tool_version(), sta.tool_version())
+    versions = (synthesis.tool_version(), opensta.version())
     key = hashlib.sha256(
         repr((part.verilog, part.inside, part.boxes, pdk.digest(), clock_ghz, versions)).encode()
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tapeout.rtl import yosys
 
+from . import opensta
 from .activity import Toggles
 from .pdk import Pdk, PhysicalError
 from .synthesis import Netlist
@@ -80,13 +81,8 @@ def analyse(
         f"set apart {{{' '.join(f'{name}.*' for name in apart)}}}",
         *_TELL.splitlines(),
     ]
-    (folder / "power.tcl").write_text("\n".join(script) + "\n")
-    output = call(
-        f"OpenSTA, for {netlist.top},", ["sta", "-no_splash", "-exit", "power.tcl"],
-        folder, TIMEOUT_S,
-    ).output  # fmt: skip
-    total = _watts(output, "all", netlist.top)
-    parts = _watts(output, "apart", netlist.top)
+    output = opensta.run(script, netlist.top, folder)
+    total, parts = _watts(output, "all"), _watts(output, "apart")
     internal, switching, leakage = (a - b for a, b in zip(total, parts, strict=True))
     return Power(
         internal_w=internal, switching_w=switching, leakage_w=leakage,
@@ -118,7 +114,6 @@ proc watts {section cells} {
 }
 watts all [get_cells *]
 watts apart [expr {[llength $apart] ? [get_cells $apart] : {}}]
-exit
 """
 
 
@@ -172,11 +167,7 @@ def _opened(flat: str, flops: Mapping[str, float]) -> tuple[str, dict[str, str],
     return whole, registers, loads
 
 
-def _watts(output: str, section: str, top: str) -> tuple[float, float, float]:
+def _watts(output: str, section: str) -> tuple[float, float, float]:
     """Internal, switching and leakage power of a section of OpenSTA's output."""
-    found = re.search(rf"^== {section} (\S+) (\S+) (\S+)$", output, re.M)
-    if found is None:
-        errors = [line for line in output.splitlines() if line.startswith("Error")]
-        raise PhysicalError(f"OpenSTA gave no power of {top}: {errors[0] if errors else section}")
-    first, second, third = map(float, found.groups())
-    return first, second, third
+    ((first, second, third),) = re.findall(rf"^== {section} (\S+) (\S+) (\S+)$", output, re.M)
+    return float(first), float(second), float(third)

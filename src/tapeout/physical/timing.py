@@ -5,16 +5,12 @@ due at the next. A path is named by the registers, or ports, at its ends.
 """
 
 import re
-import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import opensta
 from .pdk import Pdk, PhysicalError
 from .synthesis import Netlist
-from .tools import call
-
-TIMEOUT_S = 1800
 
 _NUMBER = r"(-?[\d.]+(?:[eE][-+]?\d+)?)"
 _PATH = re.compile(
@@ -42,21 +38,11 @@ class Timing:
     between: Slowest | None
 
 
-def tool_version() -> str:
-    """Raises: PhysicalError where OpenSTA is missing."""
-    if shutil.which("sta") is None:
-        raise PhysicalError(
-            "timing needs OpenSTA, which is not installed: run `apt-get install opensta`"
-        )
-    return subprocess.run(["sta", "-version"], capture_output=True, text=True).stdout.strip()
-
-
 def analyse(netlist: Netlist, pdk: Pdk, *, period_ns: float, folder: Path) -> Timing:
     """Timing of a netlist; files are written in `folder`.
 
     Raises: PhysicalError where OpenSTA is missing or fails.
     """
-    tool_version()
     library = pdk.library
     period = period_ns / library.time_unit_ns
     (folder / "netlist.v").write_text(netlist.verilog)
@@ -66,19 +52,8 @@ def analyse(netlist: Netlist, pdk: Pdk, *, period_ns: float, folder: Path) -> Ti
         f"link_design {netlist.top}",
         f"set period {period}",
         *_CONSTRAINTS.format(buffer=library.buffer, load=library.load).splitlines(),
-        'puts "== end"',
-        "exit",
     ]
-    (folder / "script.tcl").write_text("\n".join(script) + "\n")
-    output = call(
-        f"OpenSTA, for {netlist.top},", ["sta", "-no_splash", "-exit", "script.tcl"],
-        folder, TIMEOUT_S,
-    ).output  # fmt: skip
-    errors = [line for line in output.splitlines() if line.startswith("Error")]
-    if errors or "== end" not in output:
-        raise PhysicalError(
-            f"OpenSTA failed on {netlist.top}: {errors[0] if errors else 'it ended early'}"
-        )
+    output = opensta.run(script, netlist.top, folder)
     sections = dict(re.findall(r"^== (\w+)\n(.*?)(?=^== )", output, re.M | re.S))
     slowest = _path(sections["all"], period, library.time_unit_ns)
     if slowest is None:

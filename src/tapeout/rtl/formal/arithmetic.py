@@ -11,7 +11,6 @@ fast where that is known, or only moves what ends up sticky; so the proof goes b
 """
 
 import importlib.util
-import subprocess
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -171,11 +170,9 @@ def prove(arithmetic: Arithmetic, folder: Path) -> Outcome:
 def _statement(arithmetic: Arithmetic, folder: Path) -> str:
     """SMT-LIB that has a solution where operands give a result other than the formula's."""
     (folder / "top.v").write_text(verilog.convert(arithmetic.make(), name="top"))
-    (folder / "script.ys").write_text(_SCRIPT)
-    command = [*yosys.COMMAND, "-ql", "log", "script.ys"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise FormalError(f"Yosys failed: {(folder / 'log').read_text().strip().splitlines()[-1]}")
+    code, log = yosys.run(_SCRIPT, folder)
+    if code:
+        raise FormalError(f"Yosys failed: {log.strip().splitlines()[-1]}")
     cycles = range(arithmetic.cycles + 1)
     lines = [
         (folder / "top.smt2").read_text(),

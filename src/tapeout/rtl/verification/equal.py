@@ -8,7 +8,6 @@ the whole core's sake.
 
 import importlib.util
 import re
-import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,17 +55,14 @@ def changes_nothing(good: str, bad: str, bodies: Mapping[str, str]) -> bool:
         text = "\n".join([*pair, *(_black(bodies[name]) for name in inner)])
         (Path(scratch) / "pair.v").write_text(text)
         script = _SCRIPT.format(evert="\n".join(evert), seconds=_SECONDS)
-        (Path(scratch) / "script.ys").write_text(script)
-        command = [*yosys.COMMAND, "-ql", "log", "script.ys"]
-        done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
-        log = (Path(scratch) / "log").read_text()
-    if done.returncode == 0:
+        code, log = yosys.run(script, Path(scratch))
+    if code == 0:
         return True
     # Without a matching port one of the two has a register that never changes.
     undecided = ("proof did fail", "timed out", "No matching port")
     if any(words.lower() in log.lower() for words in undecided):
         return False
-    raise BuildError(f"Yosys ended with code {done.returncode}: {log.strip().splitlines()[-1]}")
+    raise BuildError(f"Yosys ended with code {code}: {log.strip().splitlines()[-1]}")
 
 
 def _pattern(name: str) -> str:

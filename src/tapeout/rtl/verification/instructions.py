@@ -1,4 +1,4 @@
-"""Single instructions of random programs.
+"""Single instructions of random programs, and what blocks of them are made of.
 
 Values are drawn so that most instructions are legal where they come; the grower throws the others
 away.
@@ -6,11 +6,13 @@ away.
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from tapeout.chip import Chip
 from tapeout.isa import Addr, Count, HbmAddr, Instruction, Kind, Operand, dma, mxu, seq, vpu
 from tapeout.isa.interp import Run
+from tapeout.isa.program import channel_bit
 from tapeout.isa.seq import Alu
 
 from .values import DATA, OUTPUT, TABLE
@@ -29,6 +31,13 @@ def edge(rng: random.Random, rows: int, offset: int) -> int:
     return rng.choice([0, offset, offset, offset, rows - 1 - offset, rows - 1])
 
 
+@dataclass
+class Block:
+    """Instructions by queue; the first of each carries the tokens that the block may need."""
+
+    streams: dict[int, list[Instruction]]
+
+
 class Instructions:
     """Draws instructions for one queue after another."""
 
@@ -38,6 +47,20 @@ class Instructions:
         self.vmem_rows = chip.vmem.rows - INDEX_ROWS
         self.registers = range(1, chip.seq.registers)
         self.moving: tuple[int, int] | None = None  # (a loop's register, its value at first)
+
+    # --- blocks ---
+
+    def one(self, queue: int, *instructions: Instruction) -> Block:
+        return Block({queue: list(instructions)})
+
+    def token(self, producer: int, consumer: int) -> tuple[int, int]:
+        """Masks of a channel between the two: of the producer's posts, the consumer's waits."""
+        per_pair = self.chip.tokens.channels_per_pair
+        number = self.rng.randrange(per_pair)
+        return (
+            1 << channel_bit(producer, consumer, number, per_pair),
+            1 << channel_bit(consumer, producer, number, per_pair),
+        )
 
     # --- values ---
 

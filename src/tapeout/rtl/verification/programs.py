@@ -27,7 +27,8 @@ from tapeout.isa.interp import Interp, Loaded, Run
 from tapeout.isa.program import MAX_BASES, channel_bit
 
 from . import values
-from .blocks import Block, loop_depths, prologue, propose
+from .blocks import loop_depths, prologue, propose
+from .instructions import Block
 from .values import DATA, OUTPUT, OUTPUT_BYTES, TABLE
 
 
