@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 from tapeout.chip import Chip
 from tapeout.isa.vpu import Combine, Combine2
 
-from .float import FusedMultiplyAdd, Multiplier, parts_of
+from .float import Adder, FusedMultiplyAdd, Multiplier, parts_of
 from .functions import FUNCTION, FunctionPipeline, code_ports
 from .order import (
     RANK_OF_MINUS_INFINITY,
@@ -103,14 +103,6 @@ class Lane(wiring.Component):
         m.d.sync += self.rank.eq(rank)
         return m
 
-    def _fma(self) -> FusedMultiplyAdd:
-        return FusedMultiplyAdd(factor_bits=32, adder_stages=self.chip.vpu.adder_stages)
-
-    def _multiply_add(self, m: Module, name: str, a: Value, b: Value, c: Value) -> Value:
-        m.submodules[name] = fma = self._fma()
-        m.d.comb += [fma.a.eq(a), fma.b.eq(b), fma.c.eq(delayed(m, c, 1, f"{name}_c"))]
-        return fma.result
-
     def _combine(self, m: Module) -> Value:
         """a, b and c combined, with `combine_out`."""
         a, b, c = self.a, self.b, self.c
@@ -143,40 +135,49 @@ class Lane(wiring.Component):
             for op, holds in one_where.items():
                 with m.Case(op):
                     m.d.comb += other.eq(Mux(holds, _ONE, C(0, 32)))
-        result = self._multiply_add(m, "combine", a, factor, addend)
+        m.submodules.combine = fma = FusedMultiplyAdd(
+            factor_bits=32, adder_stages=self.chip.vpu.adder_stages
+        )
+        m.d.comb += [fma.a.eq(a), fma.b.eq(factor), fma.c.eq(delayed(m, addend, 1, "combine_c"))]
         beside = delayed(m, other, 1 + self.chip.vpu.adder_stages, "beside")
         combined = Signal(32)
         m.d.comb += combined.eq(beside)
         rounds = (Combine.ADD, Combine.SUB, Combine.RSUB, Combine.MUL, Combine.FMA, Combine.FMS)
         with m.Switch(self.combine_out), m.Case(*rounds):
-            m.d.comb += combined.eq(result)
+            m.d.comb += combined.eq(fma.result)
         return combined
 
     def _combine2(self, m: Module, u: Value) -> Value:
         """The function's result u and d combined, with `combine2_out`."""
-        d = self.d
-        factor, addend = Signal(32), Signal(32)
-        m.d.comb += [factor.eq(_ONE), addend.eq(d)]
+        d, stages = self.d, self.chip.vpu.adder_stages
+        m.submodules.sum2 = total = Adder(stages=stages)
+        m.submodules.product2 = product = Multiplier(adder_stages=stages)
+        # What the step does not need rests at zero.
+        terms = Signal(32), Signal(32)
         other, compared = Signal(32), Comparison(m, u, d, "compared2")
         m.d.comb += other.eq(u)
         with m.Switch(self.combine2):
+            with m.Case(Combine2.ADD):
+                m.d.comb += [terms[0].eq(u), terms[1].eq(d)]
             with m.Case(Combine2.SUB):
-                m.d.comb += addend.eq(_negative(d))
+                m.d.comb += [terms[0].eq(u), terms[1].eq(_negative(d))]
             with m.Case(Combine2.RSUB):
-                m.d.comb += factor.eq(_MINUS_ONE)
+                m.d.comb += [terms[0].eq(_negative(u)), terms[1].eq(d)]
             with m.Case(Combine2.MUL):
-                m.d.comb += [factor.eq(d), addend.eq(_MINUS_ZERO)]
+                m.d.comb += [product.a.eq(u), product.b.eq(d)]
             with m.Case(Combine2.MAX):
                 m.d.comb += other.eq(compared.maximum)
             with m.Case(Combine2.MIN):
                 m.d.comb += other.eq(compared.minimum)
-        result = self._multiply_add(m, "combine2", u, factor, addend)
-        beside = delayed(m, other, 1 + self.chip.vpu.adder_stages, "beside2")
+        m.d.sync += [total.a.eq(terms[0]), total.b.eq(terms[1])]
+        beside = delayed(m, other, 1 + stages, "beside2")
         value = Signal(32)
         m.d.comb += value.eq(beside)
-        rounds = (Combine2.ADD, Combine2.SUB, Combine2.RSUB, Combine2.MUL)
-        with m.Switch(self.combine2_out), m.Case(*rounds):
-            m.d.comb += value.eq(result)
+        with m.Switch(self.combine2_out):
+            with m.Case(Combine2.ADD, Combine2.SUB, Combine2.RSUB):
+                m.d.comb += value.eq(total.result)
+            with m.Case(Combine2.MUL):
+                m.d.comb += value.eq(product.result)
         return value
 
 
