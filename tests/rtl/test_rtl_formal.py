@@ -26,12 +26,18 @@ SMALL = ["tokens.capacity=3", "tokens.latency_cycles=3", "dma.credits=2",
          "seq.retire_entries=2", "seq.loop_depth=2", "mxu.adder_stages=1",
          "vpu.adder_stages=2"]  # fmt: skip
 CHIPS = {"tiny": load("tiny"), "small": load("tiny", SMALL)}
-LONG = {("tiny", "fifo"), ("tiny", "loops"), ("tiny", "retirement"), ("small", "retirement"),
-        ("tiny", "transfer-retirement"), ("small", "transfer-retirement"),
-        ("tiny", "token-delivery"), ("tiny", "banks"),
-        *((c, f"axi-{n}") for c in CHIPS
-          for n in ("reads", "fetches", "writes", "stores", "loads")),
-        *((c, n) for c in CHIPS for n in ("multiply-add", "add"))}  # fmt: skip
+LONG = {
+    ("tiny", "fifo"),
+    ("tiny", "loops"),
+    ("tiny", "retirement"),
+    ("small", "retirement"),
+    ("tiny", "transfer-retirement"),
+    ("small", "transfer-retirement"),
+    ("tiny", "token-delivery"),
+    ("tiny", "banks"),
+    *((c, f"axi-{n}") for c in CHIPS for n in ("reads", "fetches", "writes", "stores", "loads")),
+    *((c, n) for c in CHIPS for n in ("multiply-add", "vector-multiply-add", "add")),
+}
 
 
 @pytest.mark.parametrize(
@@ -172,6 +178,12 @@ WRONG_ARITHMETIC = {
         "add", "_sum", 'state["big_sign"] & ~state["subtracts"]', 'state["big_sign"]'),
     "an operand is shifted too little": (
         "add", "_sum", "magnitude > width, width", "magnitude > 9, 9"),
+    "what a long product loses does not stick": (
+        "vector-multiply-add", "_sum", "shifted[:width].any()", "0"),
+    "a factor is squared": (
+        "vector-multiply-add", "_product", "x_bits * y_bits", "x_bits * x_bits"),
+    "a product of two or more keeps its exponent": (
+        "vector-multiply", "Multiplier", "x.power + above_2", "x.power"),
 }  # fmt: skip
 
 

@@ -8,9 +8,14 @@ apart.
 
 How far the operands' exponents lie from each other decides by how much an alignment shifts. SAT is
 fast where that is known, or only moves what ends up sticky; so the proof goes by distance.
+
+A product of two significands of 24 bits is beyond SAT. There the component's one multiplication is
+cut out: its factors are shown to be the operands' significands, and its product is any number from
+2^46, the least, to the largest. What holds for each of them holds for the one it is.
 """
 
 import importlib.util
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -23,7 +28,7 @@ from amaranth.lib import wiring
 
 from tapeout.chip import Chip
 from tapeout.rtl import yosys
-from tapeout.rtl.float import Adder, FusedMultiplyAdd
+from tapeout.rtl.float import Adder, FusedMultiplyAdd, Multiplier
 
 from .outcome import ALL_VALUES, INSTALL, FormalError, Outcome
 
@@ -62,6 +67,36 @@ _REFERENCE = """\
     (ite (fp.lt (fp.abs x) least) (concat sign (_ bv0 31))
     (fp.to_ieee_bv ((_ to_fp 8 24) RNE x)))))))
 """
+# Values at 48 bits, which hold a product of fp32. A sum is rounded to odd (towards zero, and where
+# something was lost the last bit is set), after which rounding to 24 bits is as if there were one
+# (Boldo, Melquiond: Emulation of FMA and correctly rounded sums, 2008).
+_LONG_REFERENCE = """\
+(define-sort Long () (_ FloatingPoint 11 48))
+(define-fun sign32 ((x (_ BitVec 32))) (_ BitVec 1) ((_ extract 31 31) x))
+(define-fun significand32 ((x (_ BitVec 32))) (_ BitVec 48)
+  (concat #x000000 #b1 ((_ extract 22 0) x)))
+(define-fun is-zero32 ((x (_ BitVec 32))) Bool (= (exponent32 x) #x000))
+(define-fun is-inf32 ((x (_ BitVec 32))) Bool
+  (and (= (exponent32 x) #x0ff) (= ((_ extract 22 0) x) (_ bv0 23))))
+(define-fun is-nan32 ((x (_ BitVec 32))) Bool
+  (and (= (exponent32 x) #x0ff) (not (is-inf32 x))))
+(define-fun long-product ((a (_ BitVec 32)) (b (_ BitVec 32)) (product (_ BitVec 48))) Long
+  (let ((sign (bvxor (sign32 a) (sign32 b)))
+        (power (bvadd ((_ extract 10 0) (exponent32 a)) ((_ extract 10 0) (exponent32 b))
+                      (_ bv769 11))))               ; 1023 - 2 * 127
+    (ite (or (is-nan32 a) (is-nan32 b) (and (is-inf32 a) (is-zero32 b))
+             (and (is-zero32 a) (is-inf32 b))) (_ NaN 11 48)
+    (ite (or (is-inf32 a) (is-inf32 b)) (fp sign #b11111111111 (_ bv0 47))
+    (ite (or (is-zero32 a) (is-zero32 b)) (fp sign (_ bv0 11) (_ bv0 47))
+    (ite (= ((_ extract 47 47) product) #b1)
+      (fp sign (bvadd power (_ bv1 11)) ((_ extract 46 0) product))
+      (fp sign power (concat ((_ extract 45 0) product) #b0))))))))
+(define-fun rounded-once ((x Long) (y Long)) Wide
+  (let ((cut (fp.add RTZ x y)))
+    (ite (or (fp.isNaN cut) (fp.isInfinite cut) (fp.eq (fp.add RTN x y) (fp.add RTP x y)))
+      ((_ to_fp 10 24) RNE (fp.add RNE x y))
+      ((_ to_fp 10 24) RNE ((_ to_fp 11 48) (bvor (fp.to_ieee_bv cut) (_ bv1 59)))))))
+"""
 
 
 class Arithmetic(ABC):
@@ -73,6 +108,8 @@ class Arithmetic(ABC):
         operands: (port, bits, cycle in which it is presented).
         formula: of the result, in SMT-LIB. distance: of two exponents, which decides the case.
         bounds: where one case ends and the next begins, rising.
+        factors: of the component's one multiplication, where it is cut out: each of 48 bits, of
+            which the low 24 begin with a one. The formula has its product as `product`.
     """
 
     title: ClassVar[str]
@@ -81,6 +118,7 @@ class Arithmetic(ABC):
     formula: ClassVar[str]
     distance: ClassVar[str]
     bounds: ClassVar[tuple[int, ...]]
+    factors: ClassVar[tuple[str, str] | None] = None
 
     def __init__(self, chip: Chip, component: type[wiring.Component] | None = None) -> None:
         self.chip = chip
@@ -124,6 +162,44 @@ class MultiplyAdd(Arithmetic):
     @property
     def cycles(self) -> int:
         return 1 + self.chip.mxu.adder_stages
+
+
+class VectorMultiplyAdd(Arithmetic):
+    """A slot of a lane's functions, or its first combination: the factors are fp32."""
+
+    title = "a * b + c of the vector unit is rounded once, for all operands and products"
+    component = FusedMultiplyAdd
+    operands = (("a", 32, 0), ("b", 32, 0), ("c", 32, 1))
+    formula = "(rounded-once (long-product a b product) ((_ to_fp 11 48) RNE (wide32 c)))"
+    distance = "(bvsub (bvadd (exponent32 a) (exponent32 b)) (bvadd (exponent32 c) #x07f))"
+    bounds = (-80, -48, -1, 0, 1, 2, 26, 80)
+    factors = ("(significand32 a)", "(significand32 b)")
+
+    def make(self) -> wiring.Component:
+        return self._component(factor_bits=32, adder_stages=self.chip.vpu.adder_stages)
+
+    @property
+    def cycles(self) -> int:
+        return 1 + self.chip.vpu.adder_stages
+
+
+class VectorMultiply(Arithmetic):
+    """A lane's second combination, and its squares."""
+
+    title = "a * b of the vector unit is rounded once, for all operands and products"
+    component = Multiplier
+    operands = (("a", 32, 0), ("b", 32, 0))
+    formula = "((_ to_fp 10 24) RNE (long-product a b product))"
+    distance = "(bvsub (exponent32 a) (exponent32 b))"
+    bounds = ()
+    factors = ("(significand32 a)", "(significand32 b)")
+
+    def make(self) -> wiring.Component:
+        return self._component(adder_stages=self.chip.vpu.adder_stages)
+
+    @property
+    def cycles(self) -> int:
+        return 1 + self.chip.vpu.adder_stages
 
 
 class Add(Arithmetic):
@@ -174,10 +250,20 @@ def _statement(arithmetic: Arithmetic, folder: Path) -> str:
     if code:
         raise FormalError(f"Yosys failed: {log.strip().splitlines()[-1]}")
     cycles = range(arithmetic.cycles + 1)
+    component = (folder / "top.smt2").read_text()
+    sort = re.compile(r"^\(define-sort \|top_s\| .*\n", re.MULTILINE)
+    states = "".join(f"(declare-const state{t} |top_s|)\n" for t in cycles)
+    component = sort.sub(lambda found: found[0] + states, component)
+    claims, facts = ["(= given wanted)"], []
+    if arithmetic.factors is not None:
+        component = _without_product(component, len(cycles))
+        claims += [f"(= (factor{n} state0) {f})" for n, f in enumerate(arithmetic.factors)]
+        facts = [f"(assert (bvuge product {_hex48(1 << 46)}))",
+                 f"(assert (bvule product {_hex48(((1 << 24) - 1) ** 2)}))"]  # fmt: skip
     lines = [
-        (folder / "top.smt2").read_text(),
+        component,
         _REFERENCE,
-        *(f"(declare-const state{t} |top_s|)" for t in cycles),
+        _LONG_REFERENCE,
         *(f"(assert (not (|top_n rst| state{t})))" for t in cycles),
         *(f"(assert (|top_t| state{t} state{t + 1}))" for t in cycles[:-1]),
         *(
@@ -189,9 +275,40 @@ def _statement(arithmetic: Arithmetic, folder: Path) -> str:
         # Names for what a counterexample shows.
         *(f"(declare-const its_{n} (_ BitVec {bits}))(assert (= its_{n} {n}))"
           for n, bits in _shown(arithmetic)),
-        "(assert (not (= given wanted)))",
+        *facts,
+        f"(assert (not (and {' '.join(claims)})))",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _without_product(component: str, cycles: int) -> str:
+    """The component with any number, a cycle, in place of its one product of 48 bits.
+
+    `product` is that of the first cycle; `factor0` and `factor1` are its factors in a state.
+
+    Raises: FormalError where it has another number of multiplications.
+    """
+    factor = r"(\(concat #b0+1 \(\S+ state\)\))"
+    whole = rf"^(\(define-fun \S+ (.*) \(bvmul {factor} {factor}\)\).*)$"
+    found = re.findall(whole, component, re.MULTILINE)
+    if len(found) != 1:
+        raise FormalError(f"expected one product of two significands, not {len(found)}")
+    ((line, head, *factors),) = found
+    products = ["product", *(f"product{t}" for t in range(1, cycles))]
+    by_state = products[-1]
+    for t in reversed(range(cycles - 1)):
+        by_state = f"(ite (= state state{t}) {products[t]} {by_state})"
+    name = line.split()[1]
+    lines = [
+        *(f"(declare-const {product} (_ BitVec 48))" for product in products),
+        *(f"(define-fun factor{n} {head} {f})" for n, f in enumerate(factors)),
+        f"(define-fun {name} {head} {by_state})",
+    ]
+    return component.replace(line, "\n".join(lines))
+
+
+def _hex48(number: int) -> str:
+    return f"#x{number:012x}"
 
 
 def _shown(arithmetic: Arithmetic) -> list[tuple[str, int]]:

@@ -1,6 +1,6 @@
 """All properties, by the names that `tapeout prove` takes."""
 
-from .arithmetic import Add, Arithmetic, MultiplyAdd
+from .arithmetic import Add, Arithmetic, MultiplyAdd, VectorMultiply, VectorMultiplyAdd
 from .dma import Loads, Stores, Writes
 from .loops import Loops
 from .memory import Banks
@@ -31,6 +31,8 @@ PROPERTIES: dict[str, type[Property] | type[Arithmetic]] = {
     "axi-loads": Loads,
     "axi-registers": Registers,
     "multiply-add": MultiplyAdd,
+    "vector-multiply-add": VectorMultiplyAdd,
+    "vector-multiply": VectorMultiply,
     "add": Add,
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 from tapeout.isa import Addr, Count, HbmAddr, Instruction, Kind, Operand, dma, mxu, vpu
 
 from .instructions import MXU, VPU, Block, Instructions
-from .values import ARGUMENTS, DATA, FACTORS, SPECIALS, TERMS, UNITS, Region
+from .values import ARGUMENTS, DATA, FACTORS, SPECIALS, TELLING_OF, TERMS, UNITS, Region
 
 
 class Arithmetic(Instructions):
@@ -115,6 +115,17 @@ class Arithmetic(Instructions):
             return vpu.Map(rows=Count(rows), a=a, function=function, dst=dst)
 
         return self.on(ARGUMENTS, 48, chain)
+
+    def tell(self) -> Block:
+        """A function of the arguments that tell each of its constants from its neighbours."""
+        function = self.rng.choice(list(TELLING_OF))
+
+        def chain(operands: list[Operand], rows: int) -> Instruction:
+            a, dst = operands[0], self.exact()
+            return vpu.Map(rows=Count(rows), a=a, function=vpu.Function[function.name], dst=dst)
+
+        region = TELLING_OF[function]
+        return self.on(region, region.bytes // (4 * self.lanes), chain)
 
     def products(self) -> Block:
         """Sums of few products that cancel, with each other and with what acc holds."""

@@ -42,8 +42,8 @@ def propose(
     """
     maker = Maker(rng, chip, run)
     if arithmetic:
-        made = [maker.cancel, maker.sums, maker.products, maker.specials, maker.sweep]
-        return rng.choices(made, [2, 1, 1, 1, 8])[0]()
+        made = [maker.cancel, maker.sums, maker.products, maker.specials, maker.sweep, maker.tell]
+        return rng.choices(made, [2, 1, 1, 1, 5, 4])[0]()
     kinds: list[tuple[int, Callable[[], Block]]] = [
         (6, maker.one_load),
         (4, maker.one_store),
@@ -58,6 +58,7 @@ def propose(
         (2, maker.cancel),
         (2, maker.sums),
         (3, maker.sweep),
+        (1, maker.tell),
         (2, maker.products),
         (1, maker.specials),
     ]

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tapeout.numerics.functions import Function
+
+from .telling import TELLING
+
 DATA, OUTPUT, TABLE = 0, 1, 2  # base registers
 OUTPUT_BYTES, TABLE_BYTES = 8192, 1024
 _ORDINARY_BYTES = 16384
@@ -26,7 +30,19 @@ TERMS = Region(FACTORS.offset + FACTORS.bytes, 8192)  # any sum of some cancels,
 ARGUMENTS = Region(TERMS.offset + TERMS.bytes, 32768)  # of functions
 UNITS = Region(ARGUMENTS.offset + ARGUMENTS.bytes, 4096)  # bf16, next to 1 and -1
 SPECIALS = Region(UNITS.offset + UNITS.bytes, 4096)  # those that arithmetic treats apart
-DATA_BYTES = SPECIALS.offset + SPECIALS.bytes
+_TELLING_STEP = 256  # arguments come again from the first up to a multiple of it: whole rows
+
+
+def _telling() -> dict[Function, Region]:
+    regions, end = {}, SPECIALS.offset + SPECIALS.bytes
+    for function, arguments in TELLING.items():
+        regions[function] = Region(end, -(-4 * len(arguments) // _TELLING_STEP) * _TELLING_STEP)
+        end += regions[function].bytes
+    return regions
+
+
+TELLING_OF = _telling()  # of each function, those that tell its constants apart
+DATA_BYTES = max(region.offset + region.bytes for region in TELLING_OF.values())
 
 
 def data(rng: np.random.Generator) -> bytes:
@@ -34,7 +50,11 @@ def data(rng: np.random.Generator) -> bytes:
     regions = ((_factors, FACTORS), (_terms, TERMS), (_arguments, ARGUMENTS))
     chosen = b"".join(make(rng, region.bytes // 4).astype("<f4").tobytes()
                       for make, region in regions)  # fmt: skip
-    return _ordinary(rng) + chosen + _units(rng) + _specials(rng)
+    told = b"".join(
+        np.resize(np.array(TELLING[function], "<u4"), region.bytes // 4).tobytes()
+        for function, region in TELLING_OF.items()
+    )
+    return _ordinary(rng) + chosen + _units(rng) + _specials(rng) + told
 
 
 def table(rng: np.random.Generator) -> bytes:
