@@ -19,7 +19,7 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -273,8 +273,8 @@ def _statement(arithmetic: Arithmetic, folder: Path) -> str:
         f"(define-fun given () (_ BitVec 32) (|top_n result| state{cycles[-1]}))",
         f"(define-fun wanted () (_ BitVec 32) (fp32 {arithmetic.formula}))",
         # Names for what a counterexample shows.
-        *(f"(declare-const its_{n} (_ BitVec {bits}))(assert (= its_{n} {n}))"
-          for n, bits in _shown(arithmetic)),
+        *(f"(declare-const its_{n} (_ BitVec {bits}))(assert (= its_{n} {value}))"
+          for n, bits, value in _shown(arithmetic)),
         *facts,
         f"(assert (not (and {' '.join(claims)})))",
     ]  # fmt: skip
@@ -288,20 +288,21 @@ def _without_product(component: str, cycles: int) -> str:
 
     Raises: FormalError where it has another number of multiplications.
     """
-    factor = r"(\(concat #b0+1 \(\S+ state\)\))"
-    whole = rf"^(\(define-fun \S+ (.*) \(bvmul {factor} {factor}\)\).*)$"
+    whole = r"^(\(define-fun (\S+) (.*) \(bvmul (\(concat #b0+1 .*)\)\).*)$"
     found = re.findall(whole, component, re.MULTILINE)
     if len(found) != 1:
         raise FormalError(f"expected one product of two significands, not {len(found)}")
-    ((line, head, *factors),) = found
+    ((line, name, head, factors),) = found
+    depths = accumulate((c == "(") - (c == ")") for c in factors)
+    between = 1 + list(depths).index(0)
     products = ["product", *(f"product{t}" for t in range(1, cycles))]
     by_state = products[-1]
     for t in reversed(range(cycles - 1)):
         by_state = f"(ite (= state state{t}) {products[t]} {by_state})"
-    name = line.split()[1]
     lines = [
         *(f"(declare-const {product} (_ BitVec 48))" for product in products),
-        *(f"(define-fun factor{n} {head} {f})" for n, f in enumerate(factors)),
+        f"(define-fun factor0 {head} {factors[:between]})",
+        f"(define-fun factor1 {head} {factors[between:]})",
         f"(define-fun {name} {head} {by_state})",
     ]
     return component.replace(line, "\n".join(lines))
@@ -311,8 +312,13 @@ def _hex48(number: int) -> str:
     return f"#x{number:012x}"
 
 
-def _shown(arithmetic: Arithmetic) -> list[tuple[str, int]]:
-    return [*((n, bits) for n, bits, _ in arithmetic.operands), ("given", 32), ("wanted", 32)]
+def _shown(arithmetic: Arithmetic) -> list[tuple[str, int, str]]:
+    """(name, bits, value) of what a counterexample shows."""
+    shown = [(name, bits, name) for name, bits, _ in arithmetic.operands]
+    if arithmetic.factors is not None:
+        shown += [(f"factor{n}", 48, f"(factor{n} state0)") for n in (0, 1)]
+        shown.append(("product", 48, "product"))
+    return [*shown, ("given", 32, "given"), ("wanted", 32, "wanted")]
 
 
 def _counterexample(statement: str, arithmetic: Arithmetic) -> str | None:
@@ -340,9 +346,9 @@ def _counterexample(statement: str, arithmetic: Arithmetic) -> str | None:
     return _told(again.model(), _shown(arithmetic))
 
 
-def _told(model: Any, shown: list[tuple[str, int]]) -> str:
+def _told(model: Any, shown: list[tuple[str, int, str]]) -> str:
     values = {}
-    for name, bits in shown:
+    for name, bits, _ in shown:
         found = next((model[d] for d in model.decls() if d.name() == f"its_{name}"), None)
         values[name] = f"{found.as_long() if found is not None else 0:#0{bits // 4 + 2}x}"
     given, wanted = values.pop("given"), values.pop("wanted")
