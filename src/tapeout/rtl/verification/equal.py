@@ -1,9 +1,13 @@
 """Faults that change nothing, which no program can find.
 
-Contract: `changes_nothing` is proven by SAT over the module that has the fault: its outputs, what
-it gives to modules in it, and its next state are the same as without the fault, whatever its
-inputs, its state and what those modules give. False says nothing: a fault may be out of reach for
-the whole core's sake.
+Contract: `changes_nothing` is proven by SAT over the module that has the fault, in one of two ways,
+whatever its inputs, its state and what modules in it give:
+
+* its outputs, what it gives to modules in it, and its next state are the same as without the fault;
+* or its outputs and what it gives are, from the cycle `_CYCLES` on, even where the two begin in
+  different states: so for a pipeline, whose state is what came in before.
+
+False says nothing: a fault may be out of reach for the whole core's sake.
 """
 
 import importlib.util
@@ -19,6 +23,7 @@ from tapeout.rtl.verilog import instantiated
 _HEAD = re.compile(r"^module (\\\S+ ?|\w+)", re.MULTILINE)
 _PORT = re.compile(r"  (input|output)\b")
 _SECONDS = 60
+_CYCLES = 8
 
 _SCRIPT = """\
 read_verilog pair.v
@@ -26,14 +31,14 @@ proc
 opt_clean
 memory -nomap -nordff
 memory_map
-expose -sep ~ -evert-dff -dff good bad
-{evert}
+{expose}
 miter -equiv -flatten good bad miter
 delete good bad
 hierarchy -top miter
 opt -full -purge
 opt_merge -share_all
-sat -timeout {seconds} -verify -prove trigger 0 miter
+opt -full -purge
+sat -timeout {seconds} {cycles} -verify -prove trigger 0 miter
 """
 
 
@@ -48,13 +53,19 @@ def changes_nothing(good: str, bad: str, bodies: Mapping[str, str]) -> bool:
     if importlib.util.find_spec("pyosys") is None:
         raise BuildError("mutants need Yosys, which is missing: run `pip install 'tapeout[gates]'`")
     inner = sorted(instantiated(good) & bodies.keys())
+    pair = [_HEAD.sub("module good", good, 1), _HEAD.sub("module bad", bad, 1)]
+    text = "\n".join([*pair, *(_black(bodies[name]) for name in inner)])
     instances = [f"expose -sep ~ -evert t:{_pattern(name)}" for name in inner]
     evert = [line for module in ("good", "bad") for line in (f"cd {module}", *instances, "cd ..")]
+    state = "expose -sep ~ -evert-dff -dff good bad"
+    later = f"-seq {_CYCLES} -prove-skip {_CYCLES - 1}"
+    return _proven(text, [state, *evert], "") or _proven(text, evert, later)
+
+
+def _proven(text: str, expose: list[str], cycles: str) -> bool:
+    script = _SCRIPT.format(expose="\n".join(expose), cycles=cycles, seconds=_SECONDS)
     with tempfile.TemporaryDirectory() as scratch:
-        pair = [_HEAD.sub("module good", good, 1), _HEAD.sub("module bad", bad, 1)]
-        text = "\n".join([*pair, *(_black(bodies[name]) for name in inner)])
         (Path(scratch) / "pair.v").write_text(text)
-        script = _SCRIPT.format(evert="\n".join(evert), seconds=_SECONDS)
         code, log = yosys.run(script, Path(scratch))
     if code == 0:
         return True

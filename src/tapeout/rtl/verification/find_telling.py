@@ -1,7 +1,7 @@
 """Writes telling.py: arguments of the vector unit's functions that tell every constant apart.
 
 Run `python -m tapeout.rtl.verification.find_telling > src/tapeout/rtl/verification/telling.py`;
-needs a C++ compiler for this machine, and an hour or two. For each constant of a function (an entry
+needs a C++ compiler for this machine, and half an hour. For each constant of a function (an entry
 of a table, a coefficient, a bound, a mask) it goes through all fp32 operands until the result
 differs where the constant is one unit in the last place more, and, but for tables, one less.
 Changes that no operand tells are counted: there the function is the same with either constant.

@@ -80,7 +80,8 @@ def _ordinary(rng: np.random.Generator) -> bytes:
     pairs[near, 1] = rng.choice(units, near.sum())
     pieces = rng.random(len(bits) // 64) < 1 / 8
     odd = rng.random(bits.shape) < np.where(pieces, 0.5, 0.02).repeat(64)
-    special = np.array([0, 0x8000, 1, 0x8001, 0x7F80, 0xFF80, 0x7FC1], np.uint16)
+    # Infinities of bf16, and of fp16, which scales are.
+    special = np.array([0, 0x8000, 1, 0x8001, 0x7F80, 0xFF80, 0x7FC1, 0x7C00, 0xFC00], np.uint16)
     bits[odd] = rng.choice(special, odd.sum())
     return bits.tobytes()
 
