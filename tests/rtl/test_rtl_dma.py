@@ -158,8 +158,10 @@ def test_faults(text: str) -> None:
 @pytest.mark.parametrize(
     "fmt", [f for f in HbmFormat if f.format.bits < 16], ids=lambda f: f.name.lower()
 )
-def test_dequantiser(fmt: HbmFormat) -> None:
+@pytest.mark.parametrize("has_others", [True, False])
+def test_dequantiser(fmt: HbmFormat, has_others: bool) -> None:
     """Every code with no scale, else random ones with random and special scales."""
+    known = list(HbmFormat) if has_others else [HbmFormat.BF16, HbmFormat.FP32, fmt]
     rng, count = np.random.default_rng(int(fmt)), 1000
     special = np.array([0, 0x8000, 1, 0x3C00, 0x7BFF, 0x7C00, 0xFC00, 0x7C01], np.uint16)
     first, second = rng.integers(0, 1 << 16, (2, count), np.uint16)
@@ -178,8 +180,8 @@ def test_dequantiser(fmt: HbmFormat) -> None:
         expected.append(int(formats.decode_rows(f, scales + row * rows, rows, 2)[0, 0]))
 
     m = Module()
-    m.submodules.unit = unit = Dequantiser()
-    m.d.comb += unit.kind.eq(kind_of(m, Signal(4, init=int(fmt))))
+    m.submodules.unit = unit = Dequantiser(known)
+    m.d.comb += unit.kind.eq(kind_of(m, Signal(4, init=int(fmt)), known))
     got = []
 
     async def bench(context: Any) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from tapeout.chip import (
+    FORMATS,
     Chip,
     ChipError,
     Dma,
@@ -15,6 +16,7 @@ from tapeout.chip import (
 )
 from tapeout.chip.figures import figures
 from tapeout.chip.load import keys
+from tapeout.isa.dma import HbmFormat
 
 
 def test_the_presets_are_all_there():
@@ -114,6 +116,10 @@ def test_an_override_may_name_a_table_the_file_leaves_out():
         ("name=7", r"name must be a text, not 7"),
         ("mxu.rows=512", r"lanes must be a power of two in 4..256 .*, not 512"),
         ("lanes=64", r"mxu.cols = 128 must equal lanes = 64"),
+        ("dma.formats=bf16,fp32,fp6", r"dma.formats has 'fp6': known are bf16, fp32, fp8_e4m3"),
+        ("dma.formats=bf16,fp32,bf16", r"dma.formats names a format twice"),
+        ("dma.formats=bf16,q8_0", r"dma.formats must have bf16 and fp32"),
+        ("dma.formats=3", r"dma.formats must be a list of names, not 3"),
         ("dma.queues=9", r"a queue would see 40 token channels each way, .*lower dma.queues"),
     ],
 )
@@ -228,3 +234,10 @@ def test_figures_follow_the_numbers():
     assert half["peak_bf16_flops"] == solo["peak_bf16_flops"] / 2
     assert half["hbm_gb_per_s"] == solo["hbm_gb_per_s"]
     assert len(derived(load("n3"))) == sum(len(g) for g in figures(load("n3")).values())
+
+
+def test_formats_are_those_of_the_instruction_set():
+    assert {f.name.lower(): f.value for f in HbmFormat} == FORMATS
+    chip = load("tiny", ["dma.formats=bf16, fp32, q8_0"])
+    assert chip.dma.formats == ("bf16", "fp32", "q8_0")
+    assert chip.dma.format_mask == 1 << 0 | 1 << 1 | 1 << 6

@@ -9,6 +9,7 @@
 
 from tapeout.chip.load import apply_overrides, load, presets, to_dict, to_toml
 from tapeout.chip.spec import (
+    FORMATS,
     Acc,
     Chip,
     ChipError,
@@ -25,6 +26,7 @@ from tapeout.chip.spec import (
 )
 
 __all__ = [
+    "FORMATS",
     "Acc",
     "Chip",
     "ChipError",

@@ -64,7 +64,10 @@ def keys() -> tuple[str, ...]:
 
 def _plain(part: Any) -> dict[str, Any]:
     values = ((f.name, getattr(part, f.name)) for f in fields(part))
-    return {name: _plain(v) if is_dataclass(v) else v for name, v in values}
+    return {
+        name: _plain(v) if is_dataclass(v) else list(v) if isinstance(v, tuple) else v
+        for name, v in values
+    }
 
 
 def _leaves(part: Any, prefix: str) -> Iterable[str]:
@@ -236,7 +239,8 @@ def _write_table(lines: list[str], prefix: str, table: dict[str, Any]) -> None:
         lines += ["", f"[{prefix}]"]
     for name, value in table.items():
         if not isinstance(value, dict):
-            text = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+            is_text = isinstance(value, (str, list))
+            text = json.dumps(value, ensure_ascii=False) if is_text else repr(value)
             lines.append(f"{name} = {text}")
     for name, value in table.items():
         if isinstance(value, dict):

@@ -7,7 +7,11 @@ and raises `ChipError` with the rule, the value and the way out.
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_origin
+
+# What HBM may hold: the names and numbers of the instruction set's formats.
+FORMATS = {"bf16": 0, "fp32": 1, "fp8_e4m3": 3, "fp8_e5m2": 4, "int8": 5, "q8_0": 6, "q4_1": 7,
+           "mxfp8_e4m3": 8, "mxfp8_e5m2": 9, "mxfp4": 10}  # fmt: skip
 
 
 class ChipError(ValueError):
@@ -25,6 +29,11 @@ def _is_power_of_two(value: int) -> bool:
 
 def _typed(key: str, value: Any, wanted: Any) -> Any:
     """`value` if it is of the field's type; an integer may stand for a float, a bool may not."""
+    if get_origin(wanted) is tuple:
+        names = value.split(",") if isinstance(value, str) else value
+        if not isinstance(names, (list, tuple)) or not all(isinstance(n, str) for n in names):
+            raise ChipError(f"{key} must be a list of names, not {value!r}")
+        return tuple(n.strip() for n in names)
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
@@ -277,6 +286,7 @@ class Dma(_Checked):
     """DMA queues, alike."""
 
     KEY: ClassVar[str] = "dma"
+    DERIVED: ClassVar[tuple[str, ...]] = ("format_mask",)
 
     queues: int
     credits: int  # runs a queue may have in flight
@@ -284,8 +294,28 @@ class Dma(_Checked):
     dequant_elements_per_cycle: int
     request_cycles: int  # queue to memory controller, from the read of what a store sends on
     response_cycles: int  # memory controller to queue and on into the destination
+    formats: tuple[str, ...]  # of elements in HBM that transfers take
+
+    @property
+    def format_mask(self) -> int:
+        """A bit for each format that the chip has, at its number."""
+        return sum(1 << FORMATS[name] for name in self.formats)
 
     def check(self) -> None:
+        unknown = [name for name in self.formats if name not in FORMATS]
+        _require(
+            not unknown,
+            f"dma.formats has {', '.join(map(repr, unknown))}: known are {', '.join(FORMATS)}",
+        )
+        _require(
+            len(set(self.formats)) == len(self.formats),
+            f"dma.formats names a format twice: {', '.join(self.formats)}",
+        )
+        _require(
+            {"bf16", "fp32"} <= set(self.formats),
+            f"dma.formats must have bf16 and fp32, which the memories hold, not only "
+            f"{', '.join(self.formats) or 'nothing'}",
+        )
         for name in ("request_cycles", "response_cycles"):
             value = getattr(self, name)
             _require(

@@ -100,7 +100,10 @@ def _show(loaded: "Chip") -> None:
 
 def _show_keys(console: "Console", prefix: str, values: dict[str, Any]) -> None:
     """One paragraph of dotted `key=value` for the values, one more for each table in them."""
-    settings = [f"{prefix}{k}={v}" for k, v in values.items() if not isinstance(v, dict)]
+    settings = [
+        f"{prefix}{k}={','.join(v) if isinstance(v, list) else v}"
+        for k, v in values.items() if not isinstance(v, dict)
+    ]  # fmt: skip
     console.print("  " + "  ".join(settings))
     for key, value in values.items():
         if isinstance(value, dict):

@@ -143,7 +143,7 @@ def _as_json(name: str, c: "Campaign") -> dict[str, Any]:
         "cycles": c.cycles,
         "faults": dict(c.faults),
         "coverage": {f"{v} / {k}": n for (v, k), n in sorted(c.coverage.cells.items())},
-        "missing": [f"{v} / {k}" for v, k in c.coverage.missing()],
+        "missing": [f"{v} / {k}" for v, k in c.coverage.missing(c.chip)],
         "failure": vars(c.failure) if c.failure is not None else None,
     }
 
@@ -166,14 +166,15 @@ def _show(console: "Console", campaigns: "list[tuple[str, Campaign]]") -> None:
     table.add_column("variant", style="bold", no_wrap=True)
     for circumstance in CIRCUMSTANCES:
         table.add_column(circumstance, justify="right")
-    for variant in universe():
+    chips = [c.chip for _, c in campaigns]
+    for variant in universe(*chips):
         cells = [
             str(total.cells[variant, k] or ("-" if impossible(variant, k) else "[red]0[/red]"))
             for k in CIRCUMSTANCES
         ]
         table.add_row(variant, *cells)
     console.print(table)
-    console.print(f"{len(total.missing())} cells not reached (0); - cannot happen")
+    console.print(f"{len(total.missing(*chips))} cells not reached (0); - cannot happen")
     failure = campaigns[-1][1].failure
     if failure is not None:
         console.print(

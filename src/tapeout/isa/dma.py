@@ -112,7 +112,8 @@ class Load(_Transfer):
     narrower formats are dequantised to bf16. vmem: fp32 is copied, bf16 widened; others are
     illegal. Block formats: rows is a multiple of 32, row_bytes is ignored (a group of 32 rows is
     one piece of `numerics.Format.bytes_for(32, lanes)` bytes, groups follow each other), no index.
-    rows and outer lie in 0..65535; where either is zero nothing moves.
+    A format that `dma.formats` of the chip leaves out is illegal. rows and outer lie in 0..65535;
+    where either is zero nothing moves.
     """
 
     mnemonic = "dma.load"
@@ -176,6 +177,10 @@ def _check(core, i) -> None:
     words = i.format in (HbmFormat.BF16, HbmFormat.FP32)
     pairs = i.memory == Memory.SPM and i.format == HbmFormat.FP32
     rules = [
+        (
+            chip.dma.format_mask >> i.format & 1,
+            f"{chip.name} has no {fmt.name.lower()}: dma.formats leaves it out",
+        ),
         (
             i.lanes >= 1 and i.lane + i.lanes <= chip.lanes,
             f"lane {i.lane} + lanes {i.lanes} must lie in the {chip.lanes} lanes of a row",

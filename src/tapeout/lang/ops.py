@@ -9,6 +9,7 @@ from tapeout.isa.seq import Alu
 from tapeout.isa.vpu import Combine, Combine2, Function, Mask, Reduce
 
 from .builder import Access, Builder
+from .memory import ChipTooSmall
 from .scalar import LoopVar, Scalar
 from .tensor import HbmTensor, Tensor
 
@@ -311,6 +312,11 @@ def _transfer(
     width: int | None, index: Tensor | None,
 ) -> None:  # fmt: skip
     t, lanes = chip_side, k.chip.lanes
+    if (name := fmt.name.lower()) not in k.chip.dma.formats:
+        raise ChipTooSmall(
+            f"{k.chip.name} has no {name}, which {hbm.resource or 'a tensor'} is in: dma.formats "
+            f"leaves it out; take another chip, or bf16"
+        )
     width = t.width if width is None else width
     bits = fmt.format.bits
     row_bytes = width * bits // 8 if row_bytes is None else row_bytes

@@ -4,6 +4,8 @@ Contract: bit for bit `tapeout.numerics.formats.decode_rows`: the value is exact
 and from there to bf16, to nearest even each time; NaN is 0x7FC0.
 """
 
+from collections.abc import Collection
+
 from amaranth.hdl import Array, C, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
@@ -29,8 +31,8 @@ KIND = data.StructLayout({"is_small": 1, "small": 2, "is_scaled": 1, "is_nibble"
                            "is_narrow": 1})  # fmt: skip
 
 
-def kind_of(m: Module, fmt: Value) -> data.View:
-    """The kind of a format; others than those narrower than bf16 have none."""
+def kind_of(m: Module, fmt: Value, known: Collection[HbmFormat]) -> data.View:
+    """The kind of a format, which is among those known; bf16 and fp32 have none."""
     kind = Signal(KIND, name="kind")
     m.d.comb += [
         kind.is_narrow.eq(~is_one_of(fmt, WORDS)),
@@ -38,7 +40,7 @@ def kind_of(m: Module, fmt: Value) -> data.View:
         kind.is_nibble.eq(is_one_of(fmt, NIBBLES)),
     ]
     for number, (_, formats) in enumerate(_SMALL):
-        with m.If(is_one_of(fmt, formats)):
+        with m.If(is_one_of(fmt, [f for f in formats if f in known])):
             m.d.comb += [kind.is_small.eq(1), kind.small.eq(number)]
     return kind
 
@@ -56,26 +58,36 @@ class Dequantiser(wiring.Component):
 
     STAGES = 5
 
-    kind: In(KIND)
-    code: In(8)
-    first: In(16)
-    second: In(16)
-    result: Out(16)
+    def __init__(self, formats: Collection[HbmFormat]) -> None:
+        self.formats = formats
+        super().__init__(
+            {
+                "kind": In(KIND),
+                "code": In(8),
+                "first": In(16),
+                "second": In(16),
+                "result": Out(16),
+            }
+        )
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        fixed = self._fixed(m)
-        small = self._small(m)
-        is_small = Signal(self.STAGES - 1)
-        m.d.sync += [
-            is_small.eq(Cat(self.kind.is_small, is_small)),
-            self.result.eq(Mux(is_small[-1], small, fixed)),
-        ]
+        smalls = [f for _, formats in _SMALL for f in formats if f in self.formats]
+        has_fixed = any(f not in (*WORDS, *smalls) for f in self.formats)
+        if has_fixed and smalls:
+            fixed, small = self._fixed(m), self._small(m)
+            is_small = Signal(self.STAGES - 1)
+            m.d.sync += [
+                is_small.eq(Cat(self.kind.is_small, is_small)),
+                self.result.eq(Mux(is_small[-1], small, fixed)),
+            ]
+        elif has_fixed or smalls:
+            m.d.sync += self.result.eq(self._fixed(m) if has_fixed else self._small(m))
         return m
 
     def _fixed(self, m: Module) -> Value:
         """int8, q8_0, q4_1: four registers, and what the fifth takes."""
-        nibble = self.kind.is_nibble
+        nibble = self.kind.is_nibble if HbmFormat.Q4_1 in self.formats else C(0, 1)
         d, low = _Half(Mux(self.kind.is_scaled, self.first, _F16_ONE)), _Half(self.second)
         q_sign, q = Signal(), Signal(8)
         sign, low_sign = Signal(), Signal()
@@ -187,8 +199,8 @@ class Dequantiser(wiring.Component):
 class DequantiserRow(wiring.Component):
     """A `Dequantiser` for each lane; data of a lane becomes that of all, lane 0 lowest."""
 
-    def __init__(self, lanes: int) -> None:
-        self.lanes = lanes
+    def __init__(self, lanes: int, formats: Collection[HbmFormat]) -> None:
+        self.lanes, self.formats = lanes, formats
         super().__init__(
             {
                 "kind": In(KIND),
@@ -202,7 +214,7 @@ class DequantiserRow(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         for lane in range(self.lanes):
-            unit = Dequantiser()
+            unit = Dequantiser(self.formats)
             m.submodules[f"lane_{lane}"] = box(platform, "dequantiser", unit)
             m.d.comb += [
                 unit.kind.eq(self.kind),

@@ -12,7 +12,6 @@ from amaranth.lib.wiring import In, Out
 
 from tapeout.chip import Chip
 from tapeout.isa import dma
-from tapeout.isa.dma import HbmFormat
 from tapeout.isa.instruction import Fault
 
 from . import load_path, store_path
@@ -23,7 +22,7 @@ from .pieces import RUN_BITS, PieceWalker
 from .pipeline import delayed
 from .runs import RunGenerator
 from .sequencer import BASE, BASES, ENGINE, base_of
-from .transfer import SHAPE, WORDS, Issue
+from .transfer import SHAPE, WORDS, Issue, formats_of
 
 REQUEST_STAGES = store_path.STAGES
 RESPONSE_STAGES = load_path.STAGES - 1  # what the last piece writes is there when its run returns
@@ -195,7 +194,7 @@ class DmaEngine(wiring.Component):
         m.submodules.shapes = shapes = SyncFIFOBuffered(
             width=SHAPE.size, depth=self.chip.seq.retire_entries + 1
         )
-        m.submodules.load_walker = walker = PieceWalker(self.chip, formats=list(HbmFormat))
+        m.submodules.load_walker = walker = PieceWalker(self.chip, formats=formats_of(self.chip))
         m.submodules.load_path = path = load_path.LoadPath(self.chip)
         for name in ("spm_write", "vmem_write"):
             wiring.connect(m, getattr(path, name), wiring.flipped(getattr(self, name)))

@@ -18,7 +18,7 @@ from .dequantise import KIND, Dequantiser, DequantiserRow, kind_of
 from .memory import spm_writes, vmem_writes
 from .pieces import PIECE, next_stage, slot_elements, slot_holds, slot_row, slots
 from .shift import left, right
-from .transfer import ROW_BITS
+from .transfer import ROW_BITS, formats_of
 
 STAGES = 3 + Dequantiser.STAGES  # aligned, placed, (dequantised), at the banks
 
@@ -63,7 +63,7 @@ class LoadPath(wiring.Component):
         takes, piece = next_stage(m, self.takes, self.piece, "aligned")
         lanes, masks = self._placed(m, rows, piece)
         kind: data.View = Signal(KIND, name="placed_kind")
-        m.d.sync += kind.eq(kind_of(m, piece.transfer.format))
+        m.d.sync += kind.eq(kind_of(m, piece.transfer.format, formats_of(self.chip)))
         takes, piece = next_stage(m, takes, piece, "placed")
         scales = self._scales(m, takes, piece, lanes, masks)
         self._rows(m, platform, takes, piece, kind, lanes, masks, scales)
@@ -148,7 +148,7 @@ class LoadPath(wiring.Component):
         narrow = []
         for k in range(self.slots):
             bits = self._bits(k)
-            unit = DequantiserRow(n)
+            unit = DequantiserRow(n, formats_of(self.chip))
             m.submodules[f"dequantise_{k}"] = box(platform, "dequantiser_row", unit)
             codes = Cat(
                 Cat(lanes[k][lane * bits : lane * bits + min(8, bits)], C(0, 8 - min(8, bits)))

@@ -19,6 +19,7 @@ from .transfer import (
     ROW_BYTES_BITS,
     SHAPE,
     WIDTHS,
+    formats_of,
 )
 
 RUN_BITS = 16  # bytes of a run
@@ -27,7 +28,7 @@ RUN_BITS = 16  # bytes of a run
 def slots(chip: Chip, bits: int = 0) -> int:
     """Most rows of a piece, of formats with `bits` bits an element at least."""
     found = [rows_per_cycle(chip, HbmFormat.FP32, Memory.VMEM, 1)] if bits <= 32 else []
-    for f in HbmFormat:
+    for f in formats_of(chip):
         width = f.format.bits
         if width >= bits:
             found.append(rows_per_cycle(chip, f, Memory.SPM, 1))

@@ -65,6 +65,11 @@ SEGMENTS = data.StructLayout(
 )
 
 
+def formats_of(chip: Chip) -> list[HbmFormat]:
+    """Those that the chip has."""
+    return [f for f in HbmFormat if chip.dma.format_mask >> f & 1]
+
+
 def is_one_of(value: Value, formats: list[HbmFormat]) -> Value:
     return any_of([value == int(f) for f in formats])
 
@@ -152,8 +157,10 @@ class Issue:
         strides_odd = i.row[0] | i.row_stride[0] | i.outer_rows[0]
         pitches = i.hbm.offset.as_unsigned() | Mux(is_block, 0, i.row_bytes) | i.outer_bytes
         illegal = Signal()
+        left_out = [f for f in HbmFormat if f not in formats_of(chip)]
         m.d.sync += illegal.eq(any_of([
             is_store & ~is_one_of(i.format, WORDS),
+            *([is_one_of(i.format, left_out)] if left_out else []),
             (i.lanes == 0) | (i.lane + i.lanes > chip.lanes),
             *((n < 0) | (n > COUNT_MAX) for n in (i.rows, i.outer)),
             is_block & (i.rows[: exact_log2(BLOCK_ROWS)] != 0),

@@ -2,7 +2,7 @@
 
 import random
 
-from tapeout.chip import Chip, load
+from tapeout.chip import FORMATS, Chip, load
 
 
 def random_chip(seed: int) -> Chip:
@@ -12,7 +12,7 @@ def random_chip(seed: int) -> Chip:
     rows = rng.choice([lanes, rng.randrange(2, lanes + 1)])
     banks = rng.choice([2, 4, 8])
     sublanes = rng.choice([1, 2, 4])
-    settings = {
+    settings: dict[str, int | str] = {
         "lanes": lanes,
         "mxu.cols": lanes,
         "mxu.rows": rows,
@@ -46,4 +46,7 @@ def random_chip(seed: int) -> Chip:
         "vpu.adder_stages": rng.choice([1, 2, 3]),
         "vpu.function_steps": rng.choice([1, 2, 3, 5, 6]),
     }
+    narrow = [name for name in FORMATS if name not in ("bf16", "fp32")]
+    count = rng.choice([0, len(narrow), rng.randrange(1, len(narrow))])
+    settings["dma.formats"] = ",".join(["bf16", "fp32", *rng.sample(narrow, count)])
     return load("tiny", [f"{key}={value}" for key, value in settings.items()])

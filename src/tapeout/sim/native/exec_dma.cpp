@@ -37,7 +37,7 @@ int64_t alignment(HbmFormat f) {
 bool is_nibbles(HbmFormat f) { return f == HbmFormat::Q4_1 || f == HbmFormat::MXFP4; }
 
 template <class Now>
-Shape shape_of(const Now& i, int64_t lanes, const char* name) {
+Shape shape_of(const Now& i, int64_t lanes, int64_t formats, const char* name) {
   const auto f = HbmFormat(i.format);
   const bool words = f == HbmFormat::BF16 || f == HbmFormat::FP32;
   const auto refuse = [&](const std::string& rule) {
@@ -47,6 +47,7 @@ Shape shape_of(const Now& i, int64_t lanes, const char* name) {
   s.block = is_block(f);
   s.spm = i.memory == int64_t(isa::Memory::SPM);
   s.pairs = s.spm && f == HbmFormat::FP32;
+  if ((formats >> i.format & 1) == 0) refuse("the chip has no such format: dma.formats");
   if (i.lanes < 1 || i.lane + i.lanes > lanes)
     refuse("lane " + std::to_string(i.lane) + " + lanes " + std::to_string(i.lanes) +
            " must lie in the " + std::to_string(lanes) + " lanes of a row");
@@ -121,7 +122,7 @@ template <class Now>
 void Machine::transfer(Queue& q, const Now& i, bool store) {
   if (store && i.format != int64_t(HbmFormat::BF16) && i.format != int64_t(HbmFormat::FP32))
     stop(Fault::ILLEGAL_OPERAND, "dma.store writes bf16 or fp32, not narrower formats");
-  const Shape s = shape_of(i, lanes_, store ? "dma.store" : "dma.load");
+  const Shape s = shape_of(i, lanes_, chip_.dma.format_mask, store ? "dma.store" : "dma.load");
   Generator& g = q.generator;
   g.store = store;
   g.outer = 0;
