@@ -53,7 +53,6 @@ _FLAGS = ["-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "-Wn
 
 
 _MOST_ELEMENTS = 32 * 32  # as gates, which take minutes to build and run 4,000 cycles a second
-APART = ("vpu_sublane", "dequantiser_row")  # see `apart`
 # Of a large core Verilator compiles these apart, too: `solo` whole takes it more than 21 GB.
 _HIERARCHY = ("engine_dma",)
 _LARGE = 512  # lanes of the vector unit
@@ -107,7 +106,7 @@ def library(
         }
 
     # A block of the hierarchy has none set apart in it.
-    apart = () if is_watched else APART[:1] if is_large else APART
+    apart = () if is_watched else apart_of(chip)[:1] if is_large else apart_of(chip)
     models: dict[str, str] = {}
     sources = [*BENCH_SOURCES]
     if elements is Elements.DPI:
@@ -120,6 +119,12 @@ def library(
     return compiled(
         name, "core", parameters, files, sources, apart=apart, flags=flags, folder=folder
     )
+
+
+def apart_of(chip: Chip) -> tuple[str, ...]:
+    """Modules of the core to set apart (`rtl.apart`)."""
+    has_narrow = set(chip.dma.formats) > {"bf16", "fp32"}
+    return ("vpu_sublane", "dequantiser_row") if has_narrow else ("vpu_sublane",)
 
 
 def compiled(

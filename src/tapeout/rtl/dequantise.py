@@ -46,7 +46,7 @@ def kind_of(m: Module, fmt: Value, known: Collection[HbmFormat]) -> data.View:
 
 
 class Dequantiser(wiring.Component):
-    """A code times its scales, five cycles later:
+    """A code times its scales, five cycles later, of formats one of which is narrow:
 
     int8, q8_0 and q4_1 are fixed-point: an fp16 is at most 11 bits shifted by 0 to 29, so that
     d * q + m is exact before its two roundings. Small floats, with or without a power of two as
@@ -81,7 +81,7 @@ class Dequantiser(wiring.Component):
                 is_small.eq(Cat(self.kind.is_small, is_small)),
                 self.result.eq(Mux(is_small[-1], small, fixed)),
             ]
-        elif has_fixed or smalls:
+        else:
             m.d.sync += self.result.eq(self._fixed(m) if has_fixed else self._small(m))
         return m
 

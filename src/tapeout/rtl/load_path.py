@@ -18,7 +18,7 @@ from .dequantise import KIND, Dequantiser, DequantiserRow, kind_of
 from .memory import spm_writes, vmem_writes
 from .pieces import PIECE, next_stage, slot_elements, slot_holds, slot_row, slots
 from .shift import left, right
-from .transfer import ROW_BITS, formats_of
+from .transfer import ROW_BITS, WORDS, formats_of
 
 STAGES = 3 + Dequantiser.STAGES  # aligned, placed, (dequantised), at the banks
 
@@ -144,11 +144,14 @@ class LoadPath(wiring.Component):
         self, m: Module, platform: object, takes: Value, piece: data.View, kind: data.View,
         lanes: list[Signal], masks: list[Signal], scales: list[data.View],
     ) -> None:  # fmt: skip
-        n = self.chip.lanes
-        narrow = []
+        n, formats = self.chip.lanes, formats_of(self.chip)
+        narrow: list[Value] = []
         for k in range(self.slots):
+            if set(formats) == set(WORDS):
+                narrow.append(C(0, 16 * n))
+                continue
             bits = self._bits(k)
-            unit = DequantiserRow(n, formats_of(self.chip))
+            unit = DequantiserRow(n, formats)
             m.submodules[f"dequantise_{k}"] = box(platform, "dequantiser_row", unit)
             codes = Cat(
                 Cat(lanes[k][lane * bits : lane * bits + min(8, bits)], C(0, 8 - min(8, bits)))

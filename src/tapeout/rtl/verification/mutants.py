@@ -22,7 +22,7 @@ from pathlib import Path
 from tapeout.chip import Chip, to_toml
 from tapeout.rtl.apart import set_apart
 from tapeout.rtl.boxes import Boxes
-from tapeout.rtl.build import APART, BENCH_SOURCES, compiled, ports_of
+from tapeout.rtl.build import BENCH_SOURCES, apart_of, compiled, ports_of
 from tapeout.rtl.core import Core
 from tapeout.rtl.target import Rtl
 from tapeout.rtl.verilog import modules
@@ -203,7 +203,7 @@ def library(chip: Chip, count: int, seed: int) -> Path:
         mutated, mutants = _mutated(core, boxes, count, seed)
         listed = json.dumps([dataclasses.asdict(m) for m in mutants])
         return {
-            **set_apart(mutated, "core", APART),
+            **set_apart(mutated, "core", apart_of(chip)),
             "core.vlt": boxes.verilator_configuration(),
             "ports.inc": f'{ports_of(core)}#define MUTANTS R"json({listed})json"\n',
         }
@@ -211,7 +211,8 @@ def library(chip: Chip, count: int, seed: int) -> Path:
     parameters = f"{to_toml(chip)}\0{count}\0{seed}"
     shared = ("rtl/verification",)
     name = f"{chip.name}-mutants"
-    return compiled(name, "core", parameters, files, BENCH_SOURCES, shared=shared, apart=APART)
+    apart = apart_of(chip)
+    return compiled(name, "core", parameters, files, BENCH_SOURCES, shared=shared, apart=apart)
 
 
 def _mutated(core: Core, boxes: Boxes, count: int, seed: int) -> tuple[str, list[Mutant]]:
