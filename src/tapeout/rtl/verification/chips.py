@@ -47,6 +47,6 @@ def random_chip(seed: int) -> Chip:
         "vpu.function_steps": rng.choice([1, 2, 3, 5, 6]),
     }
     narrow = [name for name in FORMATS if name not in ("bf16", "fp32")]
-    count = rng.choice([0, len(narrow), rng.randrange(1, len(narrow))])
+    count = rng.choice([0, len(narrow), *rng.sample(range(1, len(narrow)), 3)])
     settings["dma.formats"] = ",".join(["bf16", "fp32", *rng.sample(narrow, count)])
     return load("tiny", [f"{key}={value}" for key, value in settings.items()])
