@@ -6,14 +6,15 @@ pytest.importorskip("pyosys")
 
 from tapeout.rtl.verification.equal import changes_nothing
 
-INNER = """module inner(clk, a, y);
-  input clk;
+PORTS = """  input clk;
   wire clk;
   input [1:0] a;
   wire [1:0] a;
   output [1:0] y;
   wire [1:0] y;
-  assign y = ~ a;
+"""
+INNER = f"""module inner(clk, a, y);
+{PORTS}  assign y = ~ a;
 endmodule
 """
 
@@ -21,13 +22,7 @@ endmodule
 def outer(result: str) -> str:
     """Two registers, `low` 0 but for the first cycle, and a module in it."""
     return f"""module outer(clk, a, y);
-  input clk;
-  wire clk;
-  input [1:0] a;
-  wire [1:0] a;
-  output [1:0] y;
-  wire [1:0] y;
-  wire [1:0] given;
+{PORTS}  wire [1:0] given;
   reg [1:0] held;
   reg low;
   inner inside (.clk(clk), .a(held), .y(given));

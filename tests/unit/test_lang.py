@@ -8,9 +8,9 @@ import pytest
 from lang_program import CHIP, HBM_BYTES, N, Written, launch, random_program, tokens
 
 from tapeout.chip import load
-from tapeout.isa import Kind, Program, seq
+from tapeout.isa import Addr, Count, HbmAddr, Kind, Program, dma, seq
 from tapeout.isa.dma import HbmFormat
-from tapeout.isa.errors import BankError, RaceError, TokenError, UninitializedError
+from tapeout.isa.errors import BankError, IllegalError, RaceError, TokenError, UninitializedError
 from tapeout.isa.interp import Interp
 from tapeout.isa.vpu import Combine, Reduce
 from tapeout.lang import Builder, ChipTooSmall, HbmTensor, Matrix, WeightRing, ops
@@ -259,3 +259,34 @@ def test_instructions_name_kernel_and_line() -> None:
     source = k.build().source("vpu", 0)
     assert source is not None
     assert (source.kernel, source.layer, source.file) == ("inner", "layer3", "unit/test_lang.py")
+
+
+def test_a_format_that_the_chip_leaves_out_is_refused() -> None:
+    chip = load("tiny", ["dma.formats=bf16,fp32,int8"])
+    k = Builder(chip)
+    src = k.segment("x", 4096, writable=False)
+    a = k.tensor(Kind.SPM_BF16, 32, chip.lanes)
+    ops.load(k, a, src, format=HbmFormat.INT8)
+    with pytest.raises(ChipTooSmall, match=r"tiny has no q8_0: dma\.formats leaves it out"):
+        ops.load(k, a, src, format=HbmFormat.Q8_0)
+
+
+@pytest.mark.parametrize("target", [Interp, Sim])
+def test_a_format_that_the_chip_leaves_out_is_an_illegal_operand(target: type) -> None:
+    chip = load("tiny", ["dma.formats=bf16,fp32,int8"])
+    chosen = target(chip, hbm_bytes=HBM_BYTES)
+    address = chosen.allocate(4096)
+    chosen.write(address, bytes(4096))
+    for fmt in (HbmFormat.INT8, HbmFormat.Q8_0):
+        moves = dma.Load(
+            hbm=HbmAddr(0, 0), format=fmt, row=Addr(0), lanes=chip.lanes, rows=Count(32),
+            row_bytes=chip.lanes,
+        )  # fmt: skip
+        handle = chosen.load(
+            Program("tiny", {"dma0": [moves, seq.Halt()]}), {0: (address, 4096, False)}
+        )
+        if fmt == HbmFormat.INT8:
+            chosen.run(handle)
+            continue
+        with pytest.raises(IllegalError, match=r"dma\.formats"):
+            chosen.run(handle)

@@ -10,6 +10,7 @@
 from tapeout.chip.load import apply_overrides, load, presets, to_dict, to_toml
 from tapeout.chip.spec import (
     FORMATS,
+    WIDE_FORMATS,
     Acc,
     Chip,
     ChipError,
@@ -27,6 +28,7 @@ from tapeout.chip.spec import (
 
 __all__ = [
     "FORMATS",
+    "WIDE_FORMATS",
     "Acc",
     "Chip",
     "ChipError",

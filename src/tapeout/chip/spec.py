@@ -12,6 +12,7 @@ from typing import Any, ClassVar, get_origin
 # What HBM may hold: the names and numbers of the instruction set's formats.
 FORMATS = {"bf16": 0, "fp32": 1, "fp8_e4m3": 3, "fp8_e5m2": 4, "int8": 5, "q8_0": 6, "q4_1": 7,
            "mxfp8_e4m3": 8, "mxfp8_e5m2": 9, "mxfp4": 10}  # fmt: skip
+WIDE_FORMATS = {"bf16", "fp32"}  # those of the memories, which every chip has
 
 
 class ChipError(ValueError):
@@ -297,6 +298,11 @@ class Dma(_Checked):
     formats: tuple[str, ...]  # of elements in HBM that transfers take
 
     @property
+    def dequantises(self) -> bool:
+        """Whether one of the formats is narrower than bf16, and becomes it in loads."""
+        return set(self.formats) > WIDE_FORMATS
+
+    @property
     def format_mask(self) -> int:
         """A bit for each format that the chip has, at its number."""
         return sum(1 << FORMATS[name] for name in self.formats)
@@ -312,7 +318,7 @@ class Dma(_Checked):
             f"dma.formats names a format twice: {', '.join(self.formats)}",
         )
         _require(
-            {"bf16", "fp32"} <= set(self.formats),
+            set(self.formats) >= WIDE_FORMATS,
             f"dma.formats must have bf16 and fp32, which the memories hold, not only "
             f"{', '.join(self.formats) or 'nothing'}",
         )

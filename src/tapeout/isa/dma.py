@@ -68,6 +68,11 @@ def alignment_bytes(fmt: HbmFormat) -> int:
     return 2 if fmt in (HbmFormat.BF16, HbmFormat.Q8_0, HbmFormat.Q4_1) else 1
 
 
+def formats_of(chip: Chip) -> list[HbmFormat]:
+    """Those that transfers of the chip take."""
+    return [f for f in HbmFormat if f.name.lower() in chip.dma.formats]
+
+
 def rows_per_cycle(chip: Chip, fmt: HbmFormat, memory: Memory, row_stride: int) -> int:
     """Rows of HBM (of codes, in block formats) that a piece holds at most.
 
@@ -178,7 +183,7 @@ def _check(core, i) -> None:
     pairs = i.memory == Memory.SPM and i.format == HbmFormat.FP32
     rules = [
         (
-            chip.dma.format_mask >> i.format & 1,
+            i.format in formats_of(chip),
             f"{chip.name} has no {fmt.name.lower()}: dma.formats leaves it out",
         ),
         (

@@ -312,10 +312,10 @@ def _transfer(
     width: int | None, index: Tensor | None,
 ) -> None:  # fmt: skip
     t, lanes = chip_side, k.chip.lanes
-    if (name := fmt.name.lower()) not in k.chip.dma.formats:
+    if fmt not in dma.formats_of(k.chip):
         raise ChipTooSmall(
-            f"{k.chip.name} has no {name}, which {hbm.resource or 'a tensor'} is in: dma.formats "
-            f"leaves it out; take another chip, or bf16"
+            f"{k.chip.name} has no {fmt.name.lower()}: dma.formats leaves it out; "
+            f"take another chip, or bf16"
         )
     width = t.width if width is None else width
     bits = fmt.format.bits

@@ -123,8 +123,7 @@ def library(
 
 def apart_of(chip: Chip) -> tuple[str, ...]:
     """Modules of the core to set apart (`rtl.apart`)."""
-    has_narrow = set(chip.dma.formats) > {"bf16", "fp32"}
-    return ("vpu_sublane", "dequantiser_row") if has_narrow else ("vpu_sublane",)
+    return ("vpu_sublane", "dequantiser_row") if chip.dma.dequantises else ("vpu_sublane",)
 
 
 def compiled(

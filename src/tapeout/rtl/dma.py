@@ -12,6 +12,7 @@ from amaranth.lib.wiring import In, Out
 
 from tapeout.chip import Chip
 from tapeout.isa import dma
+from tapeout.isa.dma import formats_of
 from tapeout.isa.instruction import Fault
 
 from . import load_path, store_path
@@ -22,7 +23,7 @@ from .pieces import RUN_BITS, PieceWalker
 from .pipeline import delayed
 from .runs import RunGenerator
 from .sequencer import BASE, BASES, ENGINE, base_of
-from .transfer import SHAPE, WORDS, Issue, formats_of
+from .transfer import SHAPE, WORDS, Issue
 
 REQUEST_STAGES = store_path.STAGES
 RESPONSE_STAGES = load_path.STAGES - 1  # what the last piece writes is there when its run returns

@@ -10,7 +10,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from tapeout.chip import Chip
-from tapeout.isa.dma import HbmFormat, Memory
+from tapeout.isa.dma import HbmFormat, Memory, formats_of
 
 from .boxes import box
 from .decode import any_of
@@ -18,7 +18,7 @@ from .dequantise import KIND, Dequantiser, DequantiserRow, kind_of
 from .memory import spm_writes, vmem_writes
 from .pieces import PIECE, next_stage, slot_elements, slot_holds, slot_row, slots
 from .shift import left, right
-from .transfer import ROW_BITS, WORDS, formats_of
+from .transfer import ROW_BITS
 
 STAGES = 3 + Dequantiser.STAGES  # aligned, placed, (dequantised), at the banks
 
@@ -147,7 +147,7 @@ class LoadPath(wiring.Component):
         n, formats = self.chip.lanes, formats_of(self.chip)
         narrow: list[Value] = []
         for k in range(self.slots):
-            if set(formats) == set(WORDS):
+            if not self.chip.dma.dequantises:
                 narrow.append(C(0, 16 * n))
                 continue
             bits = self._bits(k)

@@ -9,7 +9,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from tapeout.chip import Chip
-from tapeout.isa.dma import BLOCK_ROWS, HbmFormat, Memory, rows_per_cycle
+from tapeout.isa.dma import BLOCK_ROWS, HbmFormat, Memory, formats_of, rows_per_cycle
 
 from .transfer import (
     BLOCKS,
@@ -19,7 +19,6 @@ from .transfer import (
     ROW_BYTES_BITS,
     SHAPE,
     WIDTHS,
-    formats_of,
 )
 
 RUN_BITS = 16  # bytes of a run

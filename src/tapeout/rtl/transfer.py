@@ -11,7 +11,14 @@ from amaranth.lib import data
 from amaranth.utils import exact_log2
 
 from tapeout.chip import Chip
-from tapeout.isa.dma import BLOCK_ROWS, HbmFormat, Memory, alignment_bytes, rows_per_cycle
+from tapeout.isa.dma import (
+    BLOCK_ROWS,
+    HbmFormat,
+    Memory,
+    alignment_bytes,
+    formats_of,
+    rows_per_cycle,
+)
 from tapeout.isa.fields import COUNT_MAX
 from tapeout.isa.instruction import Fault
 
@@ -63,11 +70,6 @@ SEGMENTS = data.StructLayout(
         "high": ADDRESS_BITS,
     }
 )
-
-
-def formats_of(chip: Chip) -> list[HbmFormat]:
-    """Those that the chip has."""
-    return [f for f in HbmFormat if chip.dma.format_mask >> f & 1]
 
 
 def is_one_of(value: Value, formats: list[HbmFormat]) -> Value:

@@ -108,24 +108,19 @@ class Arithmetic(Instructions):
 
     def sweep(self) -> Block:
         """A function of many values of all magnitudes."""
-        function = self.rng.choice(list(vpu.Function))
+        return self.over(self.rng.choice(list(vpu.Function)), ARGUMENTS, 48)
 
+    def tell(self) -> Block:
+        """A function of the arguments that tell each of its constants from its neighbours."""
+        function, region = self.rng.choice(list(TELLING_OF.items()))
+        return self.over(vpu.Function[function.name], region, region.bytes // (4 * self.lanes))
+
+    def over(self, function: vpu.Function, region: Region, rows: int) -> Block:
         def chain(operands: list[Operand], rows: int) -> Instruction:
             a, dst = operands[0], self.exact()
             return vpu.Map(rows=Count(rows), a=a, function=function, dst=dst)
 
-        return self.on(ARGUMENTS, 48, chain)
-
-    def tell(self) -> Block:
-        """A function of the arguments that tell each of its constants from its neighbours."""
-        function = self.rng.choice(list(TELLING_OF))
-
-        def chain(operands: list[Operand], rows: int) -> Instruction:
-            a, dst = operands[0], self.exact()
-            return vpu.Map(rows=Count(rows), a=a, function=vpu.Function[function.name], dst=dst)
-
-        region = TELLING_OF[function]
-        return self.on(region, region.bytes // (4 * self.lanes), chain)
+        return self.on(region, rows, chain)
 
     def products(self) -> Block:
         """Sums of few products that cancel, with each other and with what acc holds."""

@@ -2,7 +2,7 @@
 
 import random
 
-from tapeout.chip import FORMATS, Chip, load
+from tapeout.chip import FORMATS, WIDE_FORMATS, Chip, load
 
 
 def random_chip(seed: int) -> Chip:
@@ -46,7 +46,7 @@ def random_chip(seed: int) -> Chip:
         "vpu.adder_stages": rng.choice([1, 2, 3]),
         "vpu.function_steps": rng.choice([1, 2, 3, 5, 6]),
     }
-    narrow = [name for name in FORMATS if name not in ("bf16", "fp32")]
+    narrow = [name for name in FORMATS if name not in WIDE_FORMATS]
     count = rng.choice([0, len(narrow), *rng.sample(range(1, len(narrow)), 3)])
     settings["dma.formats"] = ",".join(["bf16", "fp32", *rng.sample(narrow, count)])
     return load("tiny", [f"{key}={value}" for key, value in settings.items()])

@@ -25,7 +25,7 @@ _ROWS = (Kind.SPM_BF16, Kind.SPM_FP32, Kind.VMEM, Kind.ACC)
 
 def universe(*chips: Chip) -> list[str]:
     """All variants that one of the chips has, in order."""
-    formats = {name for chip in chips for name in chip.dma.formats}
+    formats = {f for chip in chips for f in dma.formats_of(chip)}
     return [
         *(f"seq.{name}" for name in ("halt", "load", "loop", "nop", "set")),
         *(f"seq.alu {op.name.lower()}" for op in seq.Alu),
@@ -44,8 +44,7 @@ def universe(*chips: Chip) -> list[str]:
           if (o, k) != ("a", Kind.ROW_SCALAR)),
         *(f"vpu.map dst {k.name.lower()}" for k in (Kind.NONE, *_ROWS)),
         "vpu.map roll", "vpu.map xor", "vpu.map window", "vpu.map tiles", "vpu.map one row",
-        *(f"dma.load {f.name.lower()} spm"
-          for f in dma.HbmFormat if f.name.lower() in formats),
+        *(f"dma.load {f.name.lower()} spm" for f in dma.HbmFormat if f in formats),
         *(f"dma.{verb} {f.name.lower()} {m.name.lower()}{how}"
           for verb in ("load", "store")
           for f in (dma.HbmFormat.BF16, dma.HbmFormat.FP32)

@@ -75,11 +75,11 @@ int main() {
 """
 
 
-def _expression(site: int, op: MicroOp) -> str:
-    """One operation; `site` and `change` are those of template `function`."""
+def _expression(number: int, op: MicroOp) -> str:
+    """Operation `number`; `site`, of template `function`, says which constant is changed."""
     arguments = ", ".join(f"v{i}" for i in op.arguments)
     a, *rest = (f"v{i}" for i in op.arguments) if op.arguments else ("",)
-    changed = f"(site == {2 * site} ? 1u : site == {2 * site + 1} ? ~0u : 0u)"
+    changed = f"(site == {2 * number} ? 1u : site == {2 * number + 1} ? ~0u : 0u)"
     infix = {"iadd": "+", "isub": "-", "iand": "&", "ior": "|", "ixor": "^", "equal": "=="}
     match op.name:
         case "input":
