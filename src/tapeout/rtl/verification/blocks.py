@@ -166,14 +166,15 @@ class Maker(Arithmetic):
     def times(self, queue: int, count: int) -> tuple[list[Instruction], list[int], When]:
         """Instructions, the places in them, and the condition, that do something `count` times."""
         rng = self.rng
-        bodies: list[list[Instruction]] = [self.body(queue), [self.sequencing()], [seq.Nop()]]
-        body = rng.choice(bodies)
+        bodies: list[list[Instruction]] = [[self.sequencing()], [seq.Nop()]]
+        body = rng.choice([*[self.body(queue)] * 4, *bodies])
         if rng.random() < 0.3:
             body = [*body, self.sequencing()]
         forms = [(count, When.ALWAYS), (count + 1, When.NOT_FIRST)]
         if count == 1:
             trips = rng.choice([1, 2, 3])
-            forms += [(trips, When.FIRST), (trips, When.LAST), *[(0, When.ALWAYS)] * 2]
+            forms += [(trips, When.FIRST), (trips, When.LAST)]
+            forms += [(0, When.ALWAYS), (0, rng.choice([When.FIRST, When.LAST]))]
         trips, when = rng.choice(forms)
         if not trips:
             return body, list(range(len(body))), when

@@ -31,6 +31,8 @@ from .blocks import loop_depths, prologue, propose
 from .instructions import Block
 from .values import DATA, OUTPUT, OUTPUT_BYTES, TABLE
 
+OUTSIDE_LOOPS = (When.ALWAYS, When.FIRST, When.LAST)  # conditions that hold there
+
 
 @dataclass
 class Case:
@@ -154,6 +156,9 @@ class Grower:
     def add(self, block: Block) -> bool:
         """Makes a block sound and appends it, or drops it."""
         fix = Fix()
+        if self.spare_tokens and self.rng.random() < 0.1:
+            queue = self.rng.choice(list(block.streams))
+            fix.drains.add((queue, self.rng.randrange(len(block.streams[queue]))))
         for _ in range(24):
             trial = self.run.fork()
             try:
@@ -200,7 +205,9 @@ class Grower:
             waits = 1 << channel_bit(consumer, producer, channel, per_pair)
             posts = 1 << channel_bit(producer, consumer, channel, per_pair)
             entry = streams[consumer][0]
-            streams[consumer][0] = dataclasses.replace(entry, waits=entry.waits | waits)
+            when = entry.wait_when if entry.waits else self.rng.choice(OUTSIDE_LOOPS)
+            entry = dataclasses.replace(entry, waits=entry.waits | waits, wait_when=when)
+            streams[consumer][0] = entry
             clock = trial.checker.clocks[producer].copy()
             clock[producer] = trial.queues[producer].issued
             link = trial.channel(producer, consumer, channel)
@@ -211,6 +218,8 @@ class Grower:
                 assert in_loop == 1, "tails of nested loops are followed by a nop"
                 assert not tail.posts or tail.post_when == When.LAST
                 tail = dataclasses.replace(tail, post_when=When.LAST)
+            elif not tail.posts:
+                tail = dataclasses.replace(tail, post_when=self.rng.choice(OUTSIDE_LOOPS))
             changes[producer, pc] = dataclasses.replace(tail, posts=tail.posts | posts)
         return streams, changes
 
@@ -267,7 +276,7 @@ class Grower:
             if not free:
                 continue
             channel = rng.choice(free)
-            post, wait = (rng.choice([When.ALWAYS, When.FIRST, When.LAST]) for _ in range(2))
+            post, wait = (rng.choice(OUTSIDE_LOOPS) for _ in range(2))
             halts[producer] = dataclasses.replace(
                 halts[producer],
                 posts=1 << channel_bit(producer, consumer, channel, per_pair),
