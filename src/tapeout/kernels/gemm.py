@@ -8,6 +8,7 @@ fills one, the vector unit casts the other and a DMA queue stores it. `choose` w
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -137,6 +138,7 @@ def gemm(
     out: HbmFormat = HbmFormat.BF16,
     tiled: bool = False,
     plan: Plan | None = None,
+    more: Sequence[tuple[HbmTensor, HbmTensor]] = (),
 ) -> Plan:
     """C[M, N] = A[M, K] @ B[K, N] for shape = (M, N, K); the plan it followed.
 
@@ -145,6 +147,7 @@ def gemm(
         b: bf16, row-major; with `tiled`, column tile by column tile (`Matrix`).
         c: written row-major as `out`: BF16, or FP32 as summed.
         plan: sizes to use instead of those of `choose`.
+        more: pairs A', B' of the same shapes, whose products are added, in order.
     """
     if min(shape) < 1:
         raise ValueError(f"a product takes M, N, K of 1 or more, not {shape}")
@@ -154,7 +157,7 @@ def gemm(
     if plan is None:
         plan = choose(k.chip, *shape, out=out, tiled=tiled, stripes=stripes)
     with k.scope("gemm"):
-        _Gemm(k, a, b, c, shape, out, tiled, plan).run()
+        _Gemm(k, [(a, b), *more], c, shape, out, tiled, plan).run()
     return plan
 
 
@@ -162,10 +165,10 @@ class _Gemm:
     """Traces one product."""
 
     def __init__(
-        self, k: Builder, a: HbmTensor, b: HbmTensor, c: HbmTensor, shape: tuple[int, int, int],
-        out: HbmFormat, tiled: bool, plan: Plan,
+        self, k: Builder, terms: list[tuple[HbmTensor, HbmTensor]], c: HbmTensor,
+        shape: tuple[int, int, int], out: HbmFormat, tiled: bool, plan: Plan,
     ) -> None:  # fmt: skip
-        self.k, self.a, self.b, self.c, self.plan = k, a, b, c, plan
+        self.k, self.terms, self.c, self.plan = k, terms, c, plan
         self.m, self.n, self.depth = shape
         self.out, self.tiled = out, tiled
         self.lanes, self.tall = k.chip.lanes, k.chip.mxu.rows
@@ -177,7 +180,7 @@ class _Gemm:
         self.moving = self._ring(Kind.SPM_BF16, plan.rows, tall_tiles * self.lanes, plan.slots)
         self.stationary = self._ring(Kind.SPM_BF16, plan.depth, width, plan.slots, stationary=True)
         self.sums = self._ring(Kind.ACC, plan.rows, width, 2)
-        self.held: dict[str, tuple[tuple[int, int], Tensor]] = {}
+        self.held: dict[str, tuple[tuple[HbmTensor, int, int], Tensor]] = {}
         self.turn = {"a": 0, "b": 0}
 
     def _ring(
@@ -198,17 +201,20 @@ class _Gemm:
             rows, width = min(plan.rows, self.m - row), min(step, self.n - column)
             acc, out = next(turns)
             acc = replace(acc, width=width)
-            for at in range(0, self.depth, plan.depth):
+            chunks = itertools.product(self.terms, range(0, self.depth, plan.depth))
+            for number, ((a, b), at) in enumerate(chunks):
                 depth = min(plan.depth, self.depth - at)
-                x = self._fetch("a", (row, at), self._load_a, rows, depth)
-                w = self._fetch("b", (at, column), self._load_b, depth, width)
-                ops.matmul(self.k, acc, x, w, rows=rows, accumulate=at > 0)
+                x = self._fetch("a", (a, row, at), self._load_a, rows, depth)
+                w = self._fetch("b", (b, at, column), self._load_b, depth, width)
+                ops.matmul(self.k, acc, x, w, rows=rows, accumulate=number > 0)
             out = replace(out, width=width)
             ops.vector(self.k, acc, dst=out, rows=rows)
             self._store(out, row, column, rows, width)
         self.k.free(*self.taken)
 
-    def _fetch(self, side: str, key: tuple[int, int], load, rows: int, width: int) -> Tensor:
+    def _fetch(
+        self, side: str, key: tuple[HbmTensor, int, int], load, rows: int, width: int
+    ) -> Tensor:
         """The chunk at `key`, loaded into the ring's next slot unless it is the one before."""
         if side not in self.held or self.held[side][0] != key:
             ring = self.moving if side == "a" else self.stationary
@@ -217,23 +223,27 @@ class _Gemm:
             self.held[side] = key, load(slot, *key, rows, width)
         return self.held[side][1]
 
-    def _load_a(self, slot: Tensor, row: int, at: int, rows: int, depth: int) -> Tensor:
+    def _load_a(
+        self, slot: Tensor, a: HbmTensor, row: int, at: int, rows: int, depth: int
+    ) -> Tensor:
         """A[row.., at..] as tiles of `mxu.rows` lanes."""
         x = replace(slot, rows=rows, width=ceil_div(depth, self.tall) * self.lanes)
-        src = _from(self.a, 2 * (row * self.depth + at))
+        src = _from(a, 2 * (row * self.depth + at))
         load_rows(self.k, x, src, depth, self.tall, 2 * self.depth, queue=self.k.load_queue)
         return x
 
-    def _load_b(self, slot: Tensor, at: int, column: int, depth: int, width: int) -> Tensor:
+    def _load_b(
+        self, slot: Tensor, b: HbmTensor, at: int, column: int, depth: int, width: int
+    ) -> Tensor:
         """B[at.., column..] as column tiles of `depth` rows."""
         w = replace(slot, rows=depth, width=width)
         queue = self.k.weights_queue
         if not self.tiled:
-            src = _from(self.b, 2 * (at * self.n + column))
+            src = _from(b, 2 * (at * self.n + column))
             load_rows(self.k, w, src, width, self.lanes, 2 * self.n, queue=queue)
             return w
         for first, tiles, span in spans(width, self.lanes):
-            src = _from(self.b, 2 * (self.depth * (column + first * self.lanes) + at * span))
+            src = _from(b, 2 * (self.depth * (column + first * self.lanes) + at * span))
             load_tiled(self.k, w.tile(first, tiles), src, self.depth, queue=queue)
         return w
 

@@ -56,11 +56,12 @@ def vector(
         below: (value, imm, step): keeps lane index < value + imm + step * row.
         drop: packed vmem row of int32 lane indices to mask out.
     """
-    lead = a if isinstance(a, Tensor) else dst
-    assert isinstance(lead, Tensor)
-    rows = lead.rows if rows is None else rows
-    tiles = lead.tiles if tiles is None else tiles
-    width = lead.width if width is None else width
+    if rows is None or tiles is None or width is None:
+        lead = a if isinstance(a, Tensor) else dst
+        assert isinstance(lead, Tensor)
+        rows = lead.rows if rows is None else rows
+        tiles = lead.tiles if tiles is None else tiles
+        width = lead.width if width is None else width
     fields: dict = {}
     if below is not None:
         value, imm, step = below

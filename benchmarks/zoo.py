@@ -1,0 +1,239 @@
+"""Every architecture that `transformers` builds from a small random configuration, on the chip.
+
+For each task, each architecture is built with its configuration made small, compiled with
+`torch.compile(model, backend="tapeout")`, run on `sim` and compared with PyTorch on the host. The
+report is benchmarks/results/zoo.json.
+
+    python benchmarks/zoo.py [--task causal-lm ...] [--only NAME ...] [--sample N] [--jobs 2]
+"""
+
+import argparse
+import json
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+TASKS = {
+    "causal-lm": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "masked-lm": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
+    "sequence-classification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+    "image-classification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+    "speech": "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
+    "speech-ctc": "MODEL_FOR_CTC_MAPPING_NAMES",
+}
+TOKENS, VOCABULARY = 12, 128
+LIMIT_S = 300  # to compile and run one
+
+# Largest relative error of the outputs, of their largest magnitude. Products run in six passes of
+# bf16, which give float32's products; sums are in another order, and a network passes errors on.
+TOLERANCE = 2e-4
+
+WIDTHS = ("hidden_size", "d_model", "n_embd", "dim", "embed_dim", "hidden_dim",
+          "word_embed_proj_dim", "model_dim", "embedding_dim", "encoder_hidden_size",
+          "decoder_hidden_size", "d_embed")  # fmt: skip
+INNER = ("intermediate_size", "ffn_dim", "d_ff", "n_inner", "encoder_ffn_dim", "decoder_ffn_dim",
+         "moe_intermediate_size", "d_inner", "ffn_hidden_size", "shared_expert_intermediate_size",
+         "mlp_dim", "block_ff_dim", "feed_forward_dim", "intermediate_dim")  # fmt: skip
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers",
+          "decoder_layers", "num_encoder_layers", "num_decoder_layers", "depth")  # fmt: skip
+HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads",
+         "decoder_attention_heads", "num_encoder_attention_heads")  # fmt: skip
+SMALL = {
+    **dict.fromkeys(WIDTHS, 64), **dict.fromkeys(INNER, 128), **dict.fromkeys(LAYERS, 2),
+    **dict.fromkeys(HEADS, 4), "vocab_size": VOCABULARY, "num_key_value_heads": 2, "head_dim": 16,
+    "max_position_embeddings": 64, "n_positions": 64, "n_ctx": 64, "image_size": 32,
+    "patch_size": 8, "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4,
+    "num_experts_per_tok": 2, "moe_num_experts": 4, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": 2, "decoder_start_token_id": 1, "max_source_positions": 32,
+    "max_target_positions": 32, "kv_lora_rank": 16, "q_lora_rank": 32, "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8, "v_head_dim": 16, "n_group": 1, "topk_group": 1, "sliding_window": 8,
+    "num_mel_bins": 16, "state_size": 8, "attention_window": 8, "rotary_dim": 8,
+    "image_token_id": 100, "video_token_id": 101, "audio_token_id": 102,
+    "vision_start_token_id": 103, "vision_end_token_id": 104, "max_window_layers": 2,
+}  # fmt: skip
+
+
+def shrink(config) -> None:
+    """Makes the sizes of a configuration, and of those inside it, small."""
+    from transformers import PretrainedConfig
+
+    layers = [getattr(config, n) for n in LAYERS if isinstance(getattr(config, n, None), int)]
+    for name, value in SMALL.items():
+        old = getattr(config, name, None)
+        if isinstance(old, int) and not isinstance(old, bool):
+            if name in ("num_key_value_heads",) and old == 1:
+                continue
+            try:
+                setattr(config, name, min(old, value) if name in LAYERS else value)
+            except (NotImplementedError, AttributeError):
+                continue
+    for name, value in list(vars(config).items()):
+        if isinstance(value, PretrainedConfig):
+            shrink(value)
+        elif isinstance(value, list) and layers and len(value) == layers[0] > 2:
+            setattr(config, name, value[:2])
+    if hasattr(config, "layer_types") and config.layer_types:
+        kinds = list(dict.fromkeys(config.layer_types))
+        config.layer_types = (kinds * 2)[:2]
+
+
+def build(task: str, name: str):
+    """(model, inputs) of an architecture."""
+    import torch
+    import transformers
+    from transformers.models.auto import configuration_auto, modeling_auto
+
+    torch.manual_seed(0)
+    config_name = configuration_auto.CONFIG_MAPPING_NAMES[name]
+    config = getattr(transformers, config_name)()
+    shrink(config)
+    classes = getattr(modeling_auto, TASKS[task])[name]
+    cls = getattr(transformers, classes if isinstance(classes, str) else classes[0])
+    if getattr(config, "is_encoder_decoder", False) and task == "causal-lm":
+        config.is_decoder, config.is_encoder_decoder = True, False
+    elif task == "causal-lm" and hasattr(config, "is_decoder"):
+        config.is_decoder = True
+    config.use_cache = False
+    model = cls(config).eval()
+    generator = torch.Generator().manual_seed(1)
+    for p in model.parameters():  # routers that begin at zero: which experts they choose is open
+        if p.ndim > 1 and p.is_floating_point() and p.numel() > 1 and p.std() == 0:
+            p.data.normal_(0.0, 0.05, generator=generator)
+
+    def tokens(n=TOKENS):
+        return torch.randint(3, 100, (2, n), generator=generator)
+
+    if task in ("causal-lm", "masked-lm", "sequence-classification"):
+        return model, {"input_ids": tokens()}
+    main = model.main_input_name
+    if main == "pixel_values":
+        size = getattr(config, "image_size", 32)
+        size = size if isinstance(size, int) else size[0]
+        channels = getattr(config, "num_channels", 3)
+        return model, {"pixel_values": torch.randn(1, channels, size, size, generator=generator)}
+    if main == "input_values":
+        inputs = {"input_values": torch.randn(1, 1600, generator=generator)}
+    else:
+        bins = getattr(config, "num_mel_bins", 16)
+        length = 2 * getattr(config, "max_source_positions", 32)
+        shape = (1, bins, length) if "whisper" in name or "moonshine" in name else (1, length, bins)
+        inputs = {"input_features": torch.randn(*shape, generator=generator)}
+    if getattr(config, "is_encoder_decoder", False):
+        inputs["decoder_input_ids"] = tokens(6)[:1]
+    return model, inputs
+
+
+def tensors(output) -> list:
+    """Floating-point tensors of a model's result."""
+    import torch
+    from torch.utils._pytree import tree_flatten
+
+    items = output.to_tuple() if hasattr(output, "to_tuple") else output
+    return [
+        t for t in tree_flatten(items)[0] if isinstance(t, torch.Tensor) and t.is_floating_point()
+    ]
+
+
+def check(task: str, name: str, chip: str) -> dict:
+    """What came of one architecture."""
+    import torch
+
+    from tapeout.compiler.backend import backend, device
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    report = {"task": task, "name": name, "outcome": "", "reason": ""}
+    start = time.perf_counter()
+    try:
+        model, inputs = build(task, name)
+        with torch.no_grad():
+            expected = tensors(model(**inputs))
+    except Exception as error:
+        report |= {"outcome": "not built", "reason": _first(error)}
+        return report
+    signal.signal(signal.SIGALRM, _too_long)
+    signal.alarm(LIMIT_S)
+    report["parameters"] = sum(p.numel() for p in model.parameters())
+    if report["parameters"] > 30_000_000:
+        report |= {
+            "outcome": "not built",
+            "reason": f"{report['parameters']} parameters: not small",
+        }
+        return report
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend=backend, options={"chip": chip}, fullgraph=False)
+    try:
+        with torch.no_grad():
+            got = tensors(compiled(**inputs))
+        worst = 0.0
+        for e, g in zip(expected, got, strict=True):
+            scale = e[e.isfinite()].abs().max().item() if e.isfinite().any() else 1.0
+            both = (e - g)[e.isfinite()].abs()
+            bad = not torch.equal(e.isfinite(), g.isfinite())
+            worst = max(worst, float("inf") if bad else both.max().item() / max(scale, 1e-6))
+        ran = device(chip).last is not None
+        fits = worst <= TOLERANCE and ran
+        report |= {"outcome": "matches" if fits else "differs", "error": worst}
+    except Exception as error:
+        report |= {"outcome": "stopped", "reason": _first(error)}
+    signal.alarm(0)
+    report["seconds"] = round(time.perf_counter() - start, 1)
+    return report
+
+
+def _too_long(*_) -> None:
+    raise TimeoutError(f"took more than {LIMIT_S} s")
+
+
+def _first(error: Exception) -> str:
+    lines = [x.strip() for x in str(error).splitlines() if x.strip()] or [""]
+    useful = [x for x in lines if "cannot take" not in x and "raised:" not in x]
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(last.filename).name}:{last.lineno}"
+    return f"{type(error).__name__}: {' '.join(useful[:2])} ({where})"[:500]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--chip", default="solo")
+    parser.add_argument("--task", nargs="*", default=list(TASKS))
+    parser.add_argument("--only", nargs="*")
+    parser.add_argument("--sample", type=int, default=0, help="every Nth architecture")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    from transformers.models.auto import modeling_auto
+
+    names = [
+        (task, name) for task in options.task for name in getattr(modeling_auto, TASKS[task])
+        if not options.only or name in options.only
+    ]  # fmt: skip
+    if options.sample:
+        names = names[:: options.sample]
+    reports = []
+    with ProcessPoolExecutor(options.jobs, get_context("spawn"), max_tasks_per_child=8) as pool:
+        futures = [pool.submit(check, task, name, options.chip) for task, name in names]
+        for (task, name), future in zip(names, futures, strict=True):
+            try:
+                report = future.result(timeout=900)
+            except Exception as error:
+                report = {"task": task, "name": name, "outcome": "stopped", "reason": repr(error)}
+            reports.append(report)
+            facts = (report.get(k, "") for k in ("error", "reason", "seconds"))
+            print(task, name, report["outcome"], *facts, flush=True)
+    for task in options.task:
+        count = Counter(r["outcome"] for r in reports if r["task"] == task)
+        built = sum(count.values()) - count["not built"]
+        print(f"{task}: {count['matches']} of {built} match ({dict(count)})")
+    if options.output:
+        options.output.write_text(json.dumps(reports, indent=1))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

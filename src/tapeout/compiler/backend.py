@@ -1,0 +1,98 @@
+"""`torch.compile(model, backend="tapeout")`: graphs of PyTorch run on a simulated chip.
+
+AOTAutograd traces forward and backward and makes them functional; `trace` lowers each graph to an
+`Executable`. Options: `chip` (a preset's name, a file, or a `Chip`), `target` ("sim" or "interp").
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from tapeout.chip import Chip, load
+
+from .executable import Executable, build
+from .trace import lower_graph
+from .values import Value
+
+DEFAULT_CHIP, DEFAULT_TARGET = "solo", "sim"
+
+
+@dataclass
+class Compiled:
+    """A graph for a chip. `rest`: its results, None where the executable gives one."""
+
+    executable: Executable
+    rest: list[Any]
+
+    def results(self, tensors: Sequence[torch.Tensor]) -> list[Any]:
+        given = iter(tensors)
+        return [next(given) if r is _TENSOR else r for r in self.rest]
+
+
+_TENSOR = object()
+
+
+def compile_graph(gm: GraphModule, chip: Chip) -> Compiled:
+    """Compiles a functional graph of ATen operators with static shapes."""
+    inputs, outputs = lower_graph(gm)
+    executable = build(chip, inputs, [o for o in outputs if isinstance(o, Value)])
+    return Compiled(executable, [_TENSOR if isinstance(o, Value) else o for o in outputs])
+
+
+class Device:
+    """A chip on a target, with everything that runs on it."""
+
+    def __init__(self, chip: Chip, target: str) -> None:
+        from tapeout.isa.interp import Interp
+        from tapeout.sim import Sim
+
+        kinds: dict[str, Callable[[Chip], Any]] = {"sim": Sim, "interp": Interp}
+        if target not in kinds:
+            raise ValueError(f"target must be one of {', '.join(kinds)}, not {target!r}")
+        self.chip, self.target = chip, kinds[target](chip)
+        self.last: Executable | None = None
+
+    def run(self, compiled: Compiled, tensors: Sequence[torch.Tensor]) -> list[Any]:
+        self.last = compiled.executable
+        return compiled.results(compiled.executable.run(self.target, list(tensors)))
+
+
+_devices: dict[tuple[str, str], Device] = {}
+
+
+def device(chip: str | Chip = DEFAULT_CHIP, target: str = DEFAULT_TARGET) -> Device:
+    """The device that `torch.compile` uses for a chip and target."""
+    described = load(chip) if isinstance(chip, str) else chip
+    key = (repr(described), target)
+    if key not in _devices:
+        _devices[key] = Device(described, target)
+    return _devices[key]
+
+
+def backend(
+    gm: GraphModule, example_inputs: Sequence[Any], *, options: dict[str, Any] | None = None
+) -> Callable[..., Any]:
+    """The `torch.compile` backend."""
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
+    from .operators import decompositions
+
+    options = dict(options or {})
+    where = device(options.pop("chip", DEFAULT_CHIP), options.pop("target", DEFAULT_TARGET))
+    if options:
+        raise ValueError(f"unknown options {', '.join(options)}: there are chip and target")
+
+    def compiler(graph: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
+        compiled = compile_graph(graph, where.chip)
+        return make_boxed_func(lambda *args: where.run(compiled, args))
+
+    aot = aot_autograd(
+        fw_compiler=compiler, bw_compiler=compiler, inference_compiler=compiler,
+        decompositions=decompositions(),
+    )  # fmt: skip
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        return aot(gm, list(example_inputs))

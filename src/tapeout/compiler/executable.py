@@ -1,0 +1,251 @@
+"""A compiled graph: one program, the HBM it works in, and how tensors go in and out."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from tapeout.chip import Chip
+from tapeout.isa import Program
+from tapeout.isa.dma import HbmFormat
+from tapeout.kernels import gemm, indexed, rowwise
+from tapeout.lang import ARGS_BASE, Builder, HbmTensor
+
+from .schedule import Emitter, Fold, Group, Launch, plan, topological
+from .values import INT_MAX, INTS, Buffer, Value, as_view, dense_strides, item_bytes
+
+ALIGN = 512
+HEAP = ARGS_BASE + 1  # base register of the memory that all tensors of a graph lie in
+
+
+class RangeError(ValueError):
+    """An integer that the chip's numbers do not hold."""
+
+
+@dataclass(frozen=True)
+class Port:
+    """A tensor that goes in or out: where it lies in the heap."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    offset: int
+
+    @property
+    def bytes(self) -> int:
+        return item_bytes(self.dtype) * int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass
+class Executable:
+    """A graph compiled for a chip; `run` takes and gives PyTorch tensors."""
+
+    chip: Chip
+    program: Program
+    inputs: list[Port]
+    outputs: list[Port]
+    constants: list[tuple[int, np.ndarray]]
+    heap_bytes: int
+    last: Any = field(default=None, repr=False)  # what the target said of the last run
+
+    def run(self, target: Any, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Runs on a target with the inputs' values."""
+        if len(tensors) != len(self.inputs):
+            raise ValueError(f"the graph takes {len(self.inputs)} tensors, not {len(tensors)}")
+        if getattr(self, "_target", None) is not target:
+            self._bind(target)
+        for port, tensor in zip(self.inputs, tensors, strict=True):
+            if port.bytes:
+                target.write(self._base + port.offset, encode(tensor))
+        self.last = target.run(self._handle)
+        return [
+            decode(target.read(self._base + p.offset, p.bytes), p.shape, p.dtype)
+            for p in self.outputs
+        ]
+
+    def _bind(self, target: Any) -> None:
+        self._target = target
+        self._base = target.allocate(max(self.heap_bytes, ALIGN))
+        args = target.allocate(64)
+        for offset, data in self.constants:
+            target.write(self._base + offset, data)
+        self._handle = target.load(
+            self.program,
+            {ARGS_BASE: (args, 64, False), HEAP: (self._base, max(self.heap_bytes, ALIGN), True)},
+        )
+
+
+def encode(t: torch.Tensor) -> np.ndarray:
+    """The bytes of a tensor as the chip holds it."""
+    t = t.detach().contiguous()
+    if t.dtype == torch.float32:
+        return t.numpy()
+    if t.dtype == torch.bfloat16:
+        return t.view(torch.int16).numpy()
+    if t.dtype == torch.bool:
+        return np.where(t.numpy(), np.uint16(0x3F80), np.uint16(0))
+    if t.dtype in INTS:
+        values = t.numpy()
+        if values.size and max(abs(int(values.min())), abs(int(values.max()))) > INT_MAX:
+            raise RangeError(
+                f"integers on the chip go up to {INT_MAX} in magnitude, a tensor {tuple(t.shape)} "
+                f"holds {int(values.min())}..{int(values.max())}: scale it, or keep it on the host"
+            )
+        return values.astype(np.float32)
+    raise TypeError(f"the chip has no {t.dtype}")
+
+
+def decode(raw: np.ndarray, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """The tensor of bytes that the chip left."""
+    raw = np.ascontiguousarray(raw)
+    if dtype == torch.float32:
+        return torch.from_numpy(raw.view(np.float32).reshape(shape))
+    if dtype == torch.bfloat16:
+        return torch.from_numpy(raw.view(np.int16).reshape(shape)).view(torch.bfloat16)
+    if dtype == torch.bool:
+        return torch.from_numpy((raw.view(np.uint16) & 0x7FFF).astype(bool).reshape(shape))
+    values = raw.view(np.float32).reshape(shape)
+    if values.size and not bool((np.abs(values) <= INT_MAX).all()):
+        raise RangeError(
+            f"integers on the chip go up to {INT_MAX} in magnitude, a result {shape} does not fit"
+        )
+    return torch.from_numpy(values.astype(np.int64)).to(dtype)
+
+
+def build(
+    chip: Chip, inputs: list[Buffer], outputs: list[Value], weight_slots: int = 2
+) -> Executable:
+    """Compiles expressions over the inputs."""
+    ends = [Buffer(v.shape, v.dtype, f"out{i}") for i, v in enumerate(outputs)]
+    live = [(v, b) for v, b in zip(outputs, ends, strict=True) if v.numel]
+    schedule = plan(live)
+    heap = _Heap()
+    for b in inputs:
+        heap.place(b, writable=False)
+    constants = []
+    for v in topological(list(schedule.stored)):
+        if isinstance(v, Buffer) and v.data is not None:
+            heap.place(v, writable=False)
+            constants.append((heap.at[v].offset, v.data))
+    for b in (*ends, *schedule.stored.values()):
+        heap.place(b, writable=True)
+    k = Builder(chip, weight_slots=weight_slots)
+    k.segment("heap", heap.size, writable=True)
+    emitter = Emitter(schedule, chip.lanes, heap.at)
+    for step in schedule.steps:
+        _emit(k, emitter, step)
+    program = k.build()
+    return Executable(
+        chip, program,
+        [_port(b, heap) for b in inputs], [_port(b, heap) for b in ends], constants, heap.size,
+    )  # fmt: skip
+
+
+def _port(b: Buffer, heap: "_Heap") -> Port:
+    return Port(b.shape, b.dtype, heap.at[b].offset)
+
+
+class _Heap:
+    """Places buffers in the order they come."""
+
+    def __init__(self) -> None:
+        self.at: dict[Buffer, HbmTensor] = {}
+        self.size = 0
+
+    def place(self, b: Buffer, *, writable: bool) -> None:
+        if b in self.at:
+            return
+        nbytes = item_bytes(b.dtype) * b.numel * 2  # int32 numbers are made with as much beside
+        name = f"{b.name}@{self.size}" if writable else None
+        self.at[b] = HbmTensor(base=HEAP, offset=self.size, bytes=nbytes, resource=name)
+        self.size += -(-max(nbytes, 1) // ALIGN) * ALIGN
+
+
+def _emit(k: Builder, emitter: Emitter, step: Group | Fold | Launch) -> None:
+    if isinstance(step, Group):
+        for program in emitter.group(step):
+            rowwise.run(k, program)
+    elif isinstance(step, Fold):
+        program, value, count, place = emitter.fold(step)
+        rowwise.fold(k, program, value, step.root.op, count, place)
+    else:
+        KERNELS[step.kernel.op](k, emitter, step)
+
+
+def _dense(emitter: Emitter, v: Value) -> HbmTensor:
+    """Where a kernel's input lies, row-major."""
+    view = as_view(v)
+    where = emitter.hbm[emitter.buffer_of(view.source)]
+    return HbmTensor(
+        where.base, where.offset + view.offset * item_bytes(v.dtype), where.bytes, where.resource
+    )
+
+
+def _mm(k: Builder, emitter: Emitter, step: Launch) -> None:
+    """out[b] = sum of a[b] @ b[b] over pairs of inputs (bf16, dense)."""
+    (result,) = step.results
+    out = emitter.hbm[emitter.schedule.stored[result]]
+    terms = [_dense(emitter, v) for v in step.kernel.inputs]
+    (batch, m, n, depth), left = step.kernel.params["shape"], step.kernel.params["left"]
+    fmt = HbmFormat.BF16 if result.dtype == torch.bfloat16 else HbmFormat.FP32
+    size = item_bytes(result.dtype)
+    for i in range(batch):
+        pairs = [
+            (
+                replace(a, offset=a.offset + 2 * (i % left) * m * depth),
+                replace(b, offset=b.offset + 2 * i * depth * n),
+            )
+            for a, b in zip(terms[::2], terms[1::2], strict=True)
+        ]
+        c = replace(out, offset=out.offset + size * i * m * n)
+        gemm.gemm(k, *pairs[0], c, (m, n, depth), out=fmt, more=pairs[1:])
+
+
+def _assemble(k: Builder, emitter: Emitter, step: Launch) -> None:
+    (result,) = step.results
+    places = step.kernel.params["places"]
+    for value, (strides, offset) in zip(step.kernel.inputs, places, strict=True):
+        for program in emitter.assign(value, result, strides, offset):
+            rowwise.run(k, program)
+
+
+def _to_int32(k: Builder, emitter: Emitter, step: Launch) -> None:
+    (result,) = step.results
+    out = emitter.hbm[emitter.schedule.stored[result]]
+    half = replace(out, offset=out.offset + 4 * result.numel)
+    source = _dense(emitter, step.kernel.inputs[0])
+    indexed.to_int32(k, source, out, half, result.numel)
+
+
+def _format(dtype: torch.dtype) -> HbmFormat:
+    return HbmFormat.BF16 if item_bytes(dtype) == 2 else HbmFormat.FP32
+
+
+def _gather(k: Builder, emitter: Emitter, step: Launch) -> None:
+    (result,) = step.results
+    table, index = (_dense(emitter, v) for v in step.kernel.inputs)
+    width = step.kernel.params["width"]
+    indexed.gather(
+        k, table, index, emitter.hbm[emitter.schedule.stored[result]], count=result.shape[0],
+        width=width, pitch=width * item_bytes(result.dtype), format=_format(result.dtype),
+    )  # fmt: skip
+
+
+def _scatter(k: Builder, emitter: Emitter, step: Launch) -> None:
+    """The table is copied first, then rows of the copy are replaced."""
+    (result,) = step.results
+    table, index, source = step.kernel.inputs
+    for program in emitter.assign(table, result, dense_strides(table.shape), 0):
+        rowwise.run(k, program)
+    width = step.kernel.params["width"]
+    out = emitter.hbm[emitter.schedule.stored[result]]
+    indexed.scatter(
+        k, _dense(emitter, source), _dense(emitter, index), out, count=index.numel, width=width,
+        pitch=width * item_bytes(result.dtype), format=_format(result.dtype),
+    )  # fmt: skip
+
+
+KERNELS = {
+    "mm": _mm, "assemble": _assemble, "to_int32": _to_int32, "gather": _gather,
+    "scatter": _scatter,
+}  # fmt: skip

@@ -1,0 +1,23 @@
+"""ATen operators, by what they do; importing this package registers them (`registry`)."""
+
+from . import (
+    constants,
+    convolution,
+    distances,
+    elementwise,
+    experts,
+    indexing,
+    parts,
+    pooling,
+    products,
+    reductions,
+    sorting,
+    views,
+)  # fmt: skip
+from .registry import LOWERINGS, Meta, Unsupported, decompositions
+
+__all__ = [
+    "LOWERINGS", "Meta", "Unsupported", "constants", "convolution", "decompositions", "distances",
+    "elementwise", "experts", "indexing", "parts", "pooling", "products", "reductions", "sorting",
+    "views",
+]  # fmt: skip

@@ -1,0 +1,98 @@
+"""Distances between rows."""
+
+import math
+from typing import Any
+
+import torch
+
+from tapeout.compiler import values as v
+from tapeout.compiler.values import (
+    Number,
+    Value,
+)
+
+from . import arithmetic as ar
+from .constants import constant
+from .indexing import summed_by, take_rows
+from .reductions import reduce
+from .registry import Meta, aten, lowering, typed
+
+
+def _norm(difference: Value, p: float, dim: int) -> Value:
+    """The p-norm along a dimension, which goes."""
+    x = ar.absolute(difference)
+    f32 = torch.float32
+    if math.isinf(p):
+        return v.squeeze(reduce("max", x, (dim,), keep=True), (dim,))
+    if p == 0:
+        return v.squeeze(reduce("sum", ar.ne(x, 0.0), (dim,), keep=True, dtype=f32), (dim,))
+    each = x if p == 1 else ar.mul(x, x) if p == 2 else ar.power(x, p)
+    total = v.squeeze(reduce("sum", each, (dim,), keep=True, dtype=f32), (dim,))
+    return total if p == 1 else ar.power(total, 1.0 / p)
+
+
+@lowering(aten._cdist_forward.default)
+def _cdist(meta: Meta, a: Value, b: Value, p: float, _: Any = None) -> Value:
+    if 0 in meta.shape or not a.shape[-1]:
+        return Number(meta.shape, meta.dtype, 0.0)
+    rank = len(meta.shape)
+    whole = (*meta.shape, a.shape[-1])
+    x = v.expand(v.unsqueeze(a, len(a.shape) - 1), whole)
+    y = v.expand(v.unsqueeze(b, len(b.shape) - 2), whole)
+    return typed(_norm(ar.sub(x, y), float(p), rank), meta)
+
+
+@lowering(aten._pdist_forward.default)
+def _pdist(meta: Meta, x: Value, p: float = 2) -> Value:
+    n = x.shape[0]
+    if 0 in meta.shape or not x.shape[1]:
+        return Number(meta.shape, meta.dtype, 0.0)
+    first, second = torch.triu_indices(n, n, 1).float()
+    a = take_rows(x, n, constant(first.numpy()))
+    b = take_rows(x, n, constant(second.numpy()))
+    return typed(_norm(ar.sub(a, b), float(p), 1), meta)
+
+
+@lowering(aten._cdist_backward.default)
+def _cdist_backward(
+    meta: Meta, grad: Value, a: Value, b: Value, p: float, distance: Value
+) -> Value:
+    if 0 in meta.shape or not grad.numel:
+        return Number(meta.shape, meta.dtype, 0.0)
+    rank = len(grad.shape)
+    whole = (*grad.shape, a.shape[-1])
+    x = v.expand(v.unsqueeze(a, len(a.shape) - 1), whole)
+    y = v.expand(v.unsqueeze(b, len(b.shape) - 2), whole)
+    g, far = (v.expand(v.unsqueeze(t, rank), whole) for t in (grad, distance))
+    each = _norm_gradient(ar.sub(x, y), g, far, float(p))
+    return typed(reduce("sum", each, (rank - 1,), keep=False, dtype=torch.float32), meta)
+
+
+def _norm_gradient(difference: Value, grad: Value, norm: Value, p: float) -> Value:
+    """Of the p-norm with respect to each difference; zero where the norm is."""
+    x = ar.absolute(difference)
+    if p == 0:
+        return ar.mul(difference, 0.0)
+    if math.isinf(p):
+        part = ar.mul(ar.sign(difference), ar.eq(x, norm))
+    elif p == 1:
+        part = ar.sign(difference)
+    elif p == 2:
+        part = ar.divide(difference, norm)
+    else:
+        part = ar.mul(ar.sign(difference), ar.power(ar.divide(x, norm), p - 1))
+    return ar.where(ar.eq(norm, 0.0), 0.0, ar.mul(part, grad))
+
+
+@lowering(aten._pdist_backward.default)
+def _pdist_backward(meta: Meta, grad: Value, x: Value, p: float, distance: Value) -> Value:
+    n = x.shape[0]
+    if not grad.numel or 0 in meta.shape:
+        return Number(meta.shape, meta.dtype, 0.0)
+    first, second = torch.triu_indices(n, n, 1).float()
+    ends = [constant(t.numpy()) for t in (first, second)]
+    a, b = (take_rows(x, n, e) for e in ends)
+    g, far = (v.expand(v.reshape(t, (t.numel, 1)), a.shape) for t in (grad, distance))
+    each = typed(_norm_gradient(ar.sub(a, b), g, far, float(p)), Meta(a.shape, torch.float32))
+    gone, come = (summed_by(e, n, each) for e in ends)
+    return typed(ar.sub(gone, come), meta)

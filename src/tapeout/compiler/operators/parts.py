@@ -1,0 +1,109 @@
+"""Tensors put together from parts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tapeout.compiler import values as v
+from tapeout.compiler.values import (
+    Kernel,
+    Number,
+    Result,
+    Shape,
+    Value,
+)
+
+from .registry import Meta, aten, cast, lowering, slice_range
+
+
+def assemble(meta: Meta, parts: Sequence[tuple[Value, Shape, int]]) -> Value:
+    """A tensor into which parts are written one after another.
+
+    Args:
+        parts: value, strides and offset (elements of the result) of where it goes.
+    """
+    kept = [p for p in parts if p[0].numel]
+    if not kept:
+        return Number(meta.shape, meta.dtype, 0.0)
+    kernel = Kernel(
+        "assemble",
+        tuple(v.retyped(p, meta.dtype) for p, _, _ in kept),
+        {"places": [(strides, offset) for _, strides, offset in kept]},
+    )
+    return Result(meta.shape, meta.dtype, kernel)
+
+
+@lowering(aten.cat.default)
+def cat(meta: Meta, tensors: Sequence[Value], dim: int = 0) -> Value:
+    tensors = [t for t in tensors if t.shape != (0,) or len(meta.shape) == 1]
+    dim %= max(len(meta.shape), 1)
+    strides = v.dense_strides(meta.shape)
+    parts, at = [], 0
+    for t in tensors:
+        parts.append((t, strides, at * strides[dim]))
+        at += t.shape[dim]
+    return assemble(meta, parts)
+
+
+@lowering(aten.constant_pad_nd.default)
+def _pad(meta: Meta, x: Value, pad: Sequence[int], value: float = 0) -> Value:
+    offset = 0
+    strides = v.dense_strides(meta.shape)
+    for i in range(len(pad) // 2):
+        d = len(x.shape) - 1 - i
+        before, after = pad[2 * i], pad[2 * i + 1]
+        low, high = max(0, -before), x.shape[d] - max(0, -after)
+        x = v.narrow(x, d, low, max(0, high - low))
+        offset += max(0, before) * strides[d]
+    fill = Number(meta.shape, meta.dtype, float(value))
+    return assemble(meta, [(fill, strides, 0), (x, strides, offset)])
+
+
+@lowering(aten.slice_scatter.default)
+def _slice_scatter(
+    meta: Meta, x: Value, src: Value, dim: int = 0, start: int | None = None,
+    end: int | None = None, step: int = 1,
+) -> Value:  # fmt: skip
+    dim %= len(x.shape)
+    low, _ = slice_range(x.shape[dim], start, end, step)
+    strides = list(v.dense_strides(meta.shape))
+    offset = low * strides[dim]
+    inner = tuple(s * step if d == dim else s for d, s in enumerate(strides))
+    return assemble(meta, [(x, tuple(strides), 0), (src, inner, offset)])
+
+
+@lowering(aten.select_scatter.default)
+def _select_scatter(meta: Meta, x: Value, src: Value, dim: int, index: int) -> Value:
+    dim %= len(x.shape)
+    return _slice_scatter(meta, x, v.unsqueeze(src, dim), dim, index % x.shape[dim],
+                          index % x.shape[dim] + 1)  # fmt: skip
+
+
+@lowering(aten.as_strided_scatter.default)
+def _as_strided_scatter(
+    meta: Meta, x: Value, src: Value, size: Sequence[int], stride: Sequence[int],
+    offset: int | None = None,
+) -> Value:  # fmt: skip
+    view = v.as_view(x)
+    start = view.offset if offset is None else offset
+    return assemble(meta, [(x, v.dense_strides(meta.shape), 0), (src, tuple(stride), start)])
+
+
+@lowering(aten.copy.default)
+def _copy(meta: Meta, x: Value, src: Value, *_: Any) -> Value:
+    return cast(src, meta)
+
+
+@lowering(aten.repeat.default)
+def _repeat(meta: Meta, x: Value, repeats: Sequence[int]) -> Value:
+    if not meta.shape:
+        return x
+    if 0 in meta.shape:
+        return Number(meta.shape, meta.dtype, 0.0)
+    while len(x.shape) < len(repeats):
+        x = v.unsqueeze(x, 0)
+    shape: list[int] = []
+    for n, r in zip(x.shape, repeats, strict=True):
+        shape += [r, n]
+    for d in range(len(repeats)):
+        x = v.unsqueeze(x, 2 * d)
+    return v.reshape(v.expand(x, tuple(shape)), meta.shape)

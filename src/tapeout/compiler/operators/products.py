@@ -1,0 +1,118 @@
+"""Matrix products, and sums and products up to each element."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from tapeout.compiler import values as v
+from tapeout.compiler.values import (
+    Kernel,
+    Number,
+    Result,
+    Value,
+    View,
+)
+
+from . import arithmetic as ar
+from .constants import constant
+from .parts import cat
+from .registry import Meta, aten, lowering, typed
+
+PASSES = {"highest": 6, "high": 3, "medium": 1}
+# Pairs of parts (0: nearest bf16, 1: of what is left, 2: of what is left then), small ones first.
+TERMS = {6: [(2, 0), (0, 2), (1, 1), (1, 0), (0, 1), (0, 0)], 3: [(1, 0), (0, 1), (0, 0)],
+         1: [(0, 0)]}  # fmt: skip
+
+
+def _parts(x: Value, count: int) -> list[Value]:
+    """x as a sum of bf16 tensors."""
+    parts: list[Value] = []
+    left = x
+    for i in range(count):
+        part = v.retyped(left, torch.bfloat16)
+        parts.append(part)
+        if i + 1 < count:
+            left = ar.sub(left, ar.apply("bf16", left))
+    return parts
+
+
+def matmul(a: Value, b: Value, dtype: torch.dtype, *, precision: str = "") -> Value:
+    """a [A, M, K] @ b [B, K, N], summed in fp32: B products, each with the next of a's A.
+
+    Args:
+        precision: a name of `PASSES` (default: PyTorch's setting for float32 products).
+    """
+    count, m, depth = a.shape
+    batch, _, columns = b.shape
+    assert batch % count == 0
+    shape = (batch, m, columns)
+    if 0 in (batch, m, columns, depth):
+        return Number(shape, dtype, 0.0)
+    exact = (torch.bfloat16, torch.bool)
+    passes = PASSES[precision or torch.get_float32_matmul_precision()]
+    if a.dtype in v.INTS or b.dtype in v.INTS:
+        passes = 6
+    need = [1 if x.dtype in exact else {6: 3, 3: 2, 1: 1}[passes] for x in (a, b)]
+    left, right = ([stored(p) for p in _parts(x, n)] for x, n in zip((a, b), need, strict=True))
+    terms = [(i, j) for i, j in TERMS[passes] if i < need[0] and j < need[1]]
+    inputs = [x for i, j in terms for x in (left[i], right[j])]
+    kernel = Kernel("mm", tuple(inputs), {"shape": (batch, m, columns, depth), "left": count})
+    out = dtype if dtype == torch.bfloat16 else torch.float32
+    return v.retyped(Result(shape, out, kernel), dtype)
+
+
+def stored(x: Value) -> Value:
+    """x row-major in HBM."""
+    if isinstance(x, View):
+        dense = v.dense_strides(x.shape)
+        if all(n == 1 or s == d for n, s, d in zip(x.shape, x.strides, dense, strict=True)):
+            return x
+    return v.copy(x) if isinstance(x, (View, Number)) else x
+
+
+@lowering(aten.mm.default)
+def _mm(meta: Meta, a: Value, b: Value) -> Value:
+    return v.reshape(matmul(v.unsqueeze(a, 0), v.unsqueeze(b, 0), meta.dtype), meta.shape)
+
+
+@lowering(aten.bmm.default)
+def _bmm(meta: Meta, a: Value, b: Value) -> Value:
+    return matmul(a, b, meta.dtype)
+
+
+def scan(x: Value, dim: int, join: Callable[[Value, Value], Value]) -> Value:
+    """`join` of all elements up to each, along `dim`: of neighbours 1, 2, 4, ... apart."""
+    n, step = x.shape[dim], 1
+    while step < n:
+        both = join(v.narrow(x, dim, step, n - step), v.narrow(x, dim, 0, n - step))
+        x = cat(Meta(x.shape, x.dtype), [v.narrow(x, dim, 0, step), both], dim)
+        step *= 2
+    return x
+
+
+@lowering(aten.cumprod.default)
+def _cumprod(meta: Meta, x: Value, dim: int, **_: Any) -> Value:
+    if not x.shape or x.numel == 0:
+        return typed(x, meta)
+    return typed(scan(v.retyped(x, torch.float32), dim % len(x.shape), ar.mul), meta)
+
+
+def running_sum(x: Value, dim: int) -> Value:
+    """Sums of the elements up to each, along `dim`: a product with a triangle of ones."""
+    n = x.shape[dim]
+    order = (*(d for d in range(len(x.shape)) if d != dim), dim)
+    rows = v.permute(x, order)
+    flat = v.reshape(v.retyped(rows, torch.float32), (1, x.numel // n, n))
+    ones = constant(np.triu(np.ones((n, n), np.float32)))
+    triangle = v.unsqueeze(v.retyped(ones, torch.bfloat16), 0)
+    back = v.reshape(matmul(flat, triangle, torch.float32, precision="highest"), rows.shape)
+    return v.permute(back, tuple(order.index(d) for d in range(len(order))))
+
+
+@lowering(aten.cumsum.default)
+def _cumsum(meta: Meta, x: Value, dim: int, **_: Any) -> Value:
+    if not x.shape or x.numel == 0:
+        return typed(x, meta)
+    return typed(running_sum(x, dim % len(x.shape)), meta)

@@ -1,0 +1,105 @@
+"""Sorting by rank: how many elements come before each."""
+
+from typing import Any
+
+import torch
+
+from tapeout.compiler import values as v
+from tapeout.compiler.values import (
+    Number,
+    Value,
+)
+
+from . import arithmetic as ar
+from .indexing import along, take_rows
+from .products import running_sum
+from .reductions import reduce
+from .registry import Meta, aten, lowering, typed
+
+
+def _ranks(x: Value, descending: bool) -> Value:
+    """Where each element of the last dimension goes in sorted order; equals keep theirs. NaN is
+    the largest."""
+    n = x.shape[-1]
+    shape = (*x.shape, n)  # [.., i, j]: is j before i
+    a = v.expand(v.unsqueeze(x, len(x.shape)), shape)
+    b = v.expand(v.unsqueeze(x, len(x.shape) - 1), shape)
+    nan_a, nan_b = ar.is_nan(a), ar.is_nan(b)
+    if descending:
+        before = ar.where(nan_a, 0.0, ar.maximum(ar.gt(b, a), nan_b))
+    else:
+        before = ar.where(nan_b, 0.0, ar.maximum(ar.gt(a, b), nan_a))
+    equal = ar.maximum(ar.eq(a, b), ar.mul(nan_a, nan_b))
+    earlier = ar.gt(along(len(x.shape) - 1, shape), along(len(x.shape), shape))
+    first = ar.maximum(before, ar.mul(equal, earlier))
+    total = reduce("sum", first, (len(x.shape),), keep=True, dtype=torch.float32)
+    return v.squeeze(total, (len(x.shape),))
+
+
+def _sorted(x: Value, dim: int, descending: bool, count: int) -> tuple[Value, Value]:
+    """(values, indices) of the first `count` along `dim`."""
+    order = [d for d in range(len(x.shape)) if d != dim] + [dim]
+    y = v.permute(x, tuple(order))
+    n = y.shape[-1]
+    rank = _ranks(y, descending)
+    shape = (*y.shape[:-1], count, n)  # [.., place, i]
+    here = ar.eq(v.expand(v.unsqueeze(rank, len(y.shape) - 1), shape), along(len(shape) - 2, shape))
+    picks = ar.where(here, along(len(shape) - 1, shape), 0.0)
+    total = reduce("sum", picks, (len(shape) - 1,), keep=True, dtype=torch.float32)
+    index = v.squeeze(total, (len(shape) - 1,))
+    strides = v.dense_strides(y.shape)
+    linear: Any = index
+    for d in range(len(y.shape) - 1):
+        if y.shape[d] > 1:
+            linear = ar.fma(along(d, index.shape), float(strides[d]), linear)
+    found = v.reshape(take_rows(y, y.numel, linear), index.shape)
+    back = tuple(order.index(d) for d in range(len(order)))
+    return v.permute(found, back), v.permute(index, back)
+
+
+@lowering(aten.sort.default, aten.sort.stable)
+def _sort(
+    metas: Any, x: Value, dim: Any = -1, descending: Any = False, *, stable: Any = None,
+    **kwargs: Any,
+) -> list[Value]:  # fmt: skip
+    dim, descending = kwargs.get("dim", dim), kwargs.get("descending", descending)
+    if not x.shape:
+        return [x, Number((), metas[1].dtype, 0.0)]
+    if not x.numel:
+        return [x, Number(metas[1].shape, metas[1].dtype, 0.0)]
+    parts = _sorted(x, dim % len(x.shape), descending, x.shape[dim % len(x.shape)])
+    return [typed(p, m) for p, m in zip(parts, metas, strict=True)]
+
+
+@lowering(aten.topk.default)
+def _topk(
+    metas: Any,
+    x: Value,
+    k: int,
+    dim: int = -1,
+    largest: bool = True,
+    sorted: bool = True,
+) -> list[Value]:
+    if not x.shape:
+        return [typed(v.reshape(x, metas[0].shape), metas[0]),
+                Number(metas[1].shape, metas[1].dtype, 0.0)]  # fmt: skip
+    if not metas[0].shape or 0 in metas[0].shape:
+        return [Number(m.shape, m.dtype, 0.0) for m in metas]
+    parts = _sorted(x, dim % len(x.shape), largest, k)
+    return [typed(p, m) for p, m in zip(parts, metas, strict=True)]
+
+
+@lowering(aten.masked_scatter.default)
+def _masked_scatter(meta: Meta, x: Value, mask: Value, source: Value) -> Value:
+    """Elements of source, in order, where the mask holds."""
+    if not meta.shape or 0 in meta.shape or not source.numel:
+        if source.numel and 0 not in meta.shape:
+            first = v.reshape(v.narrow(v.reshape(source, (source.numel,)), 0, 0, 1), meta.shape)
+            return typed(ar.where(mask, first, x), meta)
+        return x
+    full = v.expand(mask, meta.shape)
+    flat = v.reshape(full, (full.numel,))
+    place = ar.maximum(ar.sub(running_sum(flat, 0), 1.0), 0.0)
+    place = ar.minimum(place, float(source.numel - 1))
+    picked = v.reshape(take_rows(source, source.numel, place), meta.shape)
+    return typed(ar.where(full, picked, x), meta)

@@ -1,0 +1,133 @@
+"""From a functional FX graph of ATen operators to values."""
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.fx import GraphModule, Node
+
+from .executable import encode
+from .operators import LOWERINGS, Meta, Unsupported, experts
+from .values import DTYPES, Buffer, Value
+
+
+class UnsupportedGraph(Exception):
+    """What of a model the compiler does not have, each with its place in the user's code."""
+
+
+def lower_graph(gm: GraphModule) -> tuple[list[Buffer], list[Any]]:
+    """(inputs, outputs): outputs are values, or what is no tensor (None, numbers)."""
+    experts.lower_transformers()
+    inputs: list[Buffer] = []
+    env: dict[Node, Any] = {}
+    problems: list[str] = []
+    outputs: list[Any] = []
+    for node in gm.graph.nodes:
+        try:
+            if node.op == "placeholder":
+                env[node] = _placeholder(node, inputs)
+            elif node.op == "get_attr":
+                env[node] = _attribute(gm, node)
+            elif node.op == "output":
+                outputs = list(_resolve(node.args[0], env))
+            elif node.target is operator.getitem:
+                source, index = node.args
+                env[node] = _resolve(source, env)[index]
+            else:
+                env[node] = _call(node, env)
+        except Unsupported as problem:
+            problems.append(f"{problem}{_where(node)}")
+            env[node] = None
+        except _Blocked:
+            env[node] = None
+    if problems:
+        raise UnsupportedGraph(
+            "the compiler cannot take this model:\n  " + "\n  ".join(dict.fromkeys(problems))
+        )
+    return inputs, outputs
+
+
+class _Blocked(Exception):
+    """An argument that could not be lowered."""
+
+
+def _resolve(x: Any, env: dict[Node, Any]) -> Any:
+    def get(n: Node) -> Any:
+        value = env[n]
+        if value is None and n.meta.get("val") is not None:
+            raise _Blocked
+        return value
+
+    return torch.fx.node.map_arg(x, get)
+
+
+def _meta(val: Any) -> Any:
+    if isinstance(val, (list, tuple)):
+        return [_meta(x) for x in val]
+    if not isinstance(val, torch.Tensor):
+        return val
+    _check(val)
+    return Meta(tuple(val.shape), val.dtype)
+
+
+def _check(t: torch.Tensor) -> None:
+    if t.dtype not in DTYPES:
+        raise Unsupported(f"{str(t.dtype).removeprefix('torch.')} tensors")
+    if t.layout != torch.strided:
+        raise Unsupported(f"{t.layout} tensors")
+    if any(isinstance(n, torch.SymInt) for n in t.shape):
+        raise Unsupported(f"a shape that is not known: {tuple(t.shape)}")
+
+
+def _placeholder(node: Node, inputs: list[Buffer]) -> Buffer:
+    val = node.meta["val"]
+    if not isinstance(val, torch.Tensor):
+        raise Unsupported(f"an input that is no tensor: {val!r}")
+    _check(val)
+    buffer = Buffer(tuple(val.shape), val.dtype, f"in{len(inputs)}")
+    inputs.append(buffer)
+    return buffer
+
+
+def _attribute(gm: GraphModule, node: Node) -> Value:
+    value = operator.attrgetter(node.target)(gm)
+    _check(value)
+    with unset_fake_temporarily():
+        return Buffer(tuple(value.shape), value.dtype, str(node.target), encode(value))
+
+
+def _call(node: Node, env: dict[Node, Any]) -> Any:
+    meta = _meta(node.meta.get("val"))
+    f = LOWERINGS.get(node.target)
+    if f is None:
+        raise Unsupported(f"operator {node.target}")
+    args, kwargs = _resolve(node.args, env), _resolve(node.kwargs, env)
+    try:
+        result = f(meta, *args, **kwargs)
+    except (TypeError, AttributeError) as problem:
+        raise Unsupported(f"operator {node.target} used like this ({problem})") from problem
+    _agree(node, meta, result)
+    return result
+
+
+def _agree(node: Node, meta: Any, result: Any) -> None:
+    """A lowering gives what the graph says; anything else is an error of the compiler."""
+    if isinstance(meta, list):
+        for m, r in zip(meta, result, strict=True):
+            _agree(node, m, r)
+    elif isinstance(meta, Meta) and (result.shape, result.dtype) != (meta.shape, meta.dtype):
+        raise AssertionError(
+            f"{node.target} was lowered to {result.dtype} {result.shape}, not {meta}"
+        )
+
+
+def _where(node: Node) -> str:
+    """The user's line that a node comes from."""
+    lines: Sequence[str] = (node.meta.get("stack_trace") or "").strip().splitlines()
+    for at in range(len(lines) - 1, -1, -1):
+        if lines[at].lstrip().startswith("File "):
+            code = f": {lines[at + 1].strip()}" if at + 1 < len(lines) else ""
+            return f" at {lines[at].strip()}{code}"
+    return ""

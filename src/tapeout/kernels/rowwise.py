@@ -1,0 +1,908 @@
+"""Elementwise programs with reductions along rows, over tensors in HBM, in vmem.
+
+A program computes over a domain of rows (one or more dimensions) and lanes (the last dimension).
+Each of its nodes is one of three things: a *full* tensor [rows, width], a *stat* [rows] with a
+number a row, or a *vector* [width] that all rows share. Rows come in blocks that fit half of vmem,
+so that transfers of one block run beside the arithmetic of the other. Where a row is wider than
+that, it comes in chunks of lanes, once for each level of reductions that depend on each other.
+
+An operand may have any strides. With a stride of 1 along the lanes, or 0, its rows come by DMA as
+they are. Otherwise elements come one a row, and the vector unit packs them: a reduction of one lane
+writes lane m of a packed row.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+from tapeout.isa import Count, HbmAddr, Kind, dma
+from tapeout.isa.dma import HbmFormat
+from tapeout.isa.vpu import Combine, Combine2, Function, Reduce
+from tapeout.lang import Builder, ChipTooSmall, HbmTensor, Tensor, ops
+from tapeout.lang.builder import VMEM_BLOCK
+
+COMBINES = {
+    "add": Combine.ADD, "sub": Combine.SUB, "mul": Combine.MUL, "fma": Combine.FMA,
+    "fms": Combine.FMS, "max": Combine.MAX, "min": Combine.MIN, "select": Combine.SELECT,
+    "ge": Combine.GE, "gt": Combine.GT, "eq": Combine.EQ,
+}  # fmt: skip
+SECOND = {
+    "add": Combine2.ADD, "sub": Combine2.SUB, "mul": Combine2.MUL, "max": Combine2.MAX,
+    "min": Combine2.MIN, "rsub": Combine2.RSUB,
+}  # fmt: skip
+FUNCTIONS = {f.name.lower(): f for f in Function if f != Function.NONE}
+COMMUTE = ("add", "mul", "max", "min", "eq", "fma", "fms")  # in their first two operands
+REDUCES = {"sum": Reduce.SUM, "max": Reduce.MAX}
+SECOND_OF = {"sum": "add", "max": "max"}  # the operation that joins two parts
+OPS = (*COMBINES, *FUNCTIONS, "copy", "bf16")
+
+FULL, STAT, VECTOR = "full", "stat", "vector"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A strided tensor in HBM over the domain.
+
+    Attributes:
+        strides: elements, of each dimension of rows and of the lanes.
+        offset: elements from the start of `hbm`.
+    """
+
+    hbm: HbmTensor
+    format: HbmFormat
+    strides: tuple[int, ...]
+    offset: int = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of an element."""
+        return self.format.format.bits // 8
+
+    def at(self, element: int) -> HbmTensor:
+        return replace(self.hbm, offset=self.hbm.offset + self.size * (self.offset + element))
+
+
+Arg = int | float  # a node's number, or a constant
+
+
+@dataclass
+class Node:
+    """One value. `op`: "load", one of `OPS`, or "reduce" (how: `REDUCES`)."""
+
+    op: str
+    args: tuple[Arg, ...] = ()
+    place: Place | None = None
+    how: str = ""
+    form: str = FULL
+
+
+@dataclass
+class RowProgram:
+    """What to compute over rows `dims` x lanes `width`.
+
+    Attributes:
+        stores: (node, place) pairs; a stat is stored where the place's stride along lanes is 0.
+    """
+
+    dims: tuple[int, ...]
+    width: int
+    nodes: list[Node] = field(default_factory=list)
+    stores: list[tuple[int, Place]] = field(default_factory=list)
+
+    def add(self, node: Node) -> int:
+        node.form = self._form(node)
+        self.nodes.append(node)
+        return len(self.nodes) - 1
+
+    def load(self, place: Place) -> int:
+        for number, node in enumerate(self.nodes):
+            if node.place == place:
+                return number
+        return self.add(Node("load", place=place))
+
+    def op(self, name: str, *args: Arg) -> int:
+        assert name in OPS, name
+        return self.add(Node(name, args))
+
+    def reduce(self, how: str, arg: int) -> int:
+        return self.add(Node("reduce", (arg,), how=how))
+
+    def full(self, arg: Arg) -> int:
+        """`arg` in every lane of every row."""
+        return self.add(Node("spread", (arg,)))
+
+    @property
+    def rows(self) -> int:
+        return math.prod(self.dims)
+
+    def _form(self, node: Node) -> str:
+        if node.op == "reduce":
+            return STAT
+        if node.op == "spread":
+            return FULL
+        if node.place is not None:
+            *rows, lane = node.place.strides
+            if lane == 0 and self.width > 1:
+                return STAT
+            still = all(s == 0 for s, n in zip(rows, self.dims, strict=True) if n > 1)
+            return VECTOR if still and self.rows > 1 else FULL
+        forms = {self.nodes[a].form for a in node.args if isinstance(a, int)}
+        return forms.pop() if len(forms) == 1 else FULL
+
+
+@dataclass
+class Step:
+    """One `vpu.map`: `combine` of operands, `function`, `second` with d, and a reduction."""
+
+    node: int  # whose value is stored; -1: none
+    form: str
+    combine: str = ""
+    operands: tuple[Arg, ...] = ()
+    function: str = ""
+    second: str = ""
+    d: Arg | None = None
+    reduce: int = -1  # node of the reduction
+
+    @property
+    def reads(self) -> tuple[Arg, ...]:
+        return (*self.operands, *(() if self.d is None else (self.d,)))
+
+
+def run(k: Builder, program: RowProgram) -> None:
+    """Traces the program. ChipTooSmall where not even one row of one tile fits vmem."""
+    if program.rows and program.width:
+        with k.scope("rowwise"):
+            _Rows(k, program).run()
+
+
+def fold(k: Builder, program: RowProgram, value: int, how: str, count: int, out: Place) -> None:
+    """out = the sum or maximum of node `value` over the first `count` = dims[0] indices of rows.
+
+    Args:
+        program: without stores; its first dimension of rows is the one to fold.
+        out: over the other dimensions (stride 0 in the first).
+    """
+    with k.scope("fold"):
+        _Fold(k, program, value, how, count, out).run()
+
+
+class _Region:
+    """First-fit blocks of a range of vmem rows."""
+
+    def __init__(self, k: Builder, first: int, rows: int) -> None:
+        self.k, self.first, self.rows = k, first, rows
+        self.used: list[tuple[int, int]] = []
+
+    def tensor(self, rows: int, tiles: int, width: int, *, slot: int = 0) -> Tensor:
+        """[rows, width] with `tiles` tiles, in a place of `slot` rows from the bottom, or from the
+        top (0). ChipTooSmall."""
+        need = _padded(max(slot, rows * tiles)) if slot else rows * tiles
+        at = self._from_bottom(need) if slot else self._from_top(need)
+        if at < 0 or at + need > self.rows:
+            raise ChipTooSmall(
+                f"vmem has no room for {need} rows of an elementwise block: raise vmem.rows "
+                f"(now {self.k.chip.vmem.rows})"
+            )
+        self.used.append((at, at + need))
+        base = self.first + at
+        blocks = range(base // VMEM_BLOCK, -(-(base + need) // VMEM_BLOCK))
+        return Tensor(
+            kind=Kind.VMEM, base=base, rows=rows, width=width, tile_stride=rows, row_stride=1,
+            lanes=self.k.chip.lanes, resources=frozenset(("vmem", b) for b in blocks),
+        )  # fmt: skip
+
+    def _from_bottom(self, need: int) -> int:
+        at = 0
+        for low, high in sorted(self.used):
+            if low - at >= need:
+                break
+            at = high
+        return at
+
+    def _from_top(self, need: int) -> int:
+        end = self.rows
+        for low, high in sorted(self.used, reverse=True):
+            if end - high >= need:
+                break
+            end = low
+        return end - need
+
+    def free(self, t: Tensor) -> None:
+        at = t.base - self.first
+        self.used = [u for u in self.used if u[0] != at]
+
+
+def _padded(rows: int) -> int:
+    """Rows in whole blocks, by which vmem is ordered."""
+    return -(-rows // VMEM_BLOCK) * VMEM_BLOCK
+
+
+def _steps(program: RowProgram, keep: set[int]) -> list[Step]:
+    """Nodes as vector instructions, up to three of them in one; `keep` must be stored."""
+    nodes = program.nodes
+    uses = [0] * len(nodes)
+    alive = [n in keep for n in range(len(nodes))]
+    for number in reversed(range(len(nodes))):
+        for a in nodes[number].args if alive[number] else ():
+            if isinstance(a, int):
+                uses[a] += 1
+                alive[a] = True
+    steps: dict[int, Step] = {}
+    order: list[int] = []
+    absorbed: set[int] = set()
+
+    def alone(arg: Arg, form: str) -> Step | None:
+        """The step of a value that only this use needs."""
+        if not isinstance(arg, int) or arg in keep or uses[arg] != 1 or nodes[arg].form != form:
+            return None
+        step = steps.get(arg)
+        if step is None or step.second or step.reduce >= 0 or nodes[arg].op == "bf16":
+            return None
+        return step
+
+    for number, node in enumerate(nodes):
+        if node.op == "load" or not alive[number]:
+            continue
+        if node.op == "reduce":
+            (arg,) = node.args
+            assert isinstance(arg, int)
+            source = steps.get(arg)
+            if (
+                source is not None and source.form == FULL and source.reduce < 0
+                and nodes[arg].op != "bf16"
+            ):  # fmt: skip
+                source.reduce = number
+                if uses[arg] == 1 and arg not in keep:
+                    source.node = -1
+                continue
+            steps[number] = Step(-1, FULL, "", (arg,), reduce=number)
+            order.append(number)
+            continue
+        step = Step(number, node.form)
+        if node.op in FUNCTIONS:
+            inner = alone(node.args[0], node.form)
+            if inner is not None and not inner.function:
+                absorbed.add(inner.node)
+                step = replace(inner, node=number, function=node.op)
+            else:
+                step.operands, step.function = node.args, node.op
+        elif node.op == "spread" and isinstance(node.args[0], int):
+            step.combine, step.operands = "mul", (1.0, *node.args)
+        elif node.op in ("copy", "bf16", "spread"):
+            step.operands = node.args
+        else:
+            step.combine, step.operands = node.op, node.args
+            if node.op in SECOND:
+                a, b = node.args
+                swapped = "rsub" if node.op == "sub" else node.op
+                for u, d, second in ((a, b, node.op), (b, a, swapped)):
+                    inner = alone(u, node.form)
+                    if inner is not None and u != d:
+                        absorbed.add(inner.node)
+                        step = replace(inner, node=number, second=second, d=d)
+                        break
+        steps[number] = step
+        order.append(number)
+    return [steps[n] for n in order if n not in absorbed]
+
+
+class _Rows:
+    """Traces one program."""
+
+    def __init__(self, k: Builder, program: RowProgram) -> None:
+        self.k, self.p, self.lanes = k, program, k.chip.lanes
+        self.tiles = -(-program.width // self.lanes)
+        self.keep = {n for n, _ in program.stores}
+        self.steps = _steps(program, self.keep)
+        self.level = self._levels()
+        read = {a for step in self.steps for a in step.reads} | self.keep
+        self.scalar_loads = [
+            n for n, node in enumerate(program.nodes)
+            if node.op == "load" and node.form == STAT and n in read
+        ]  # fmt: skip
+        self.turn = 0
+
+    def _levels(self) -> list[int]:
+        """How many reductions, one after another, come before each node."""
+        levels: list[int] = []
+        for node in self.p.nodes:
+            above = max((levels[a] for a in node.args if isinstance(a, int)), default=0)
+            levels.append(above + (node.op == "reduce"))
+        return levels
+
+    # --- sizes ------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        k, p = self.k, self.p
+        whole = k.tensor(Kind.VMEM, k.chip.vmem.rows // VMEM_BLOCK * VMEM_BLOCK, 1)
+        half = whole.rows // 2 // VMEM_BLOCK * VMEM_BLOCK
+        rows, chunk = self._sizes(whole.rows, half)
+        blocks = [(a, min(a + rows, p.rows)) for a in range(0, p.rows, rows)]
+        steps = len(blocks) * -(-self.tiles // chunk)
+        if steps == 1:
+            regions = [_Region(k, whole.base, whole.rows)]
+        else:
+            regions = [_Region(k, whole.base, half), _Region(k, whole.base + half, half)]
+        for number, (a, b) in enumerate(blocks):
+            _Block(self, regions, number, a, b, rows, chunk).run()
+        k.free(whole)
+
+    def _sizes(self, room: int, half: int) -> tuple[int, int]:
+        """(rows of a block, tiles of a chunk): the largest that fit.
+
+        Args:
+            room: rows of vmem for the whole program as one block.
+            half: for a block among others.
+        """
+        full, stats = self._most_live(), self._stats()
+
+        def need(rows: int, tiles: int) -> int:
+            packed = stats * -(-rows // self.lanes) + (self.lanes if self._packs() else 0)
+            return full * _padded(rows * tiles) + _padded(packed)
+
+        for limit, rows, tiles in ((room, self.p.rows, self.tiles), (half, 1, self.tiles)):
+            if rows <= 1023 and need(rows, tiles) <= limit:
+                if rows == self.p.rows:
+                    return rows, tiles
+                while rows < min(self.p.rows, 1023) and need(rows + 1, tiles) <= limit:
+                    rows += 1
+                return self._even(rows, tiles, half, need), tiles
+        tiles = self.tiles
+        while tiles > 1 and need(1, tiles) > half:
+            tiles -= 1
+        if need(1, tiles) > half:
+            raise ChipTooSmall(
+                f"an elementwise program with {full} values alive needs {need(1, tiles)} rows, "
+                f"half of vmem has {half}: raise vmem.rows"
+            )
+        rows = 1
+        while rows < self.p.rows and need(rows + 1, tiles) <= half and rows < VMEM_BLOCK:
+            rows += 1
+        return rows, tiles
+
+    def _even(self, rows: int, tiles: int, half: int, need: Callable[[int, int], int]) -> int:
+        """Blocks of about the same size, in whole rows of packed stats where there are many."""
+        count = -(-self.p.rows // rows)
+        even = -(-self.p.rows // count)
+        for unit in (self.lanes, VMEM_BLOCK):
+            rounded = -(-even // unit) * unit
+            if even > unit and need(rounded, tiles) <= half:
+                return min(rounded, rows)
+        return even
+
+    def _stats(self) -> int:
+        """Numbers a row that a block holds."""
+        made = {s.node for s in self.steps if s.form == STAT and s.node >= 0}
+        return len(made | {s.reduce for s in self.steps if s.reduce >= 0}) + len(self.scalar_loads)
+
+    def _packs(self) -> bool:
+        places = [n.place for n in self.p.nodes if n.place is not None]
+        places += [place for _, place in self.p.stores]
+        return any(p.strides[-1] not in (0, 1) for p in places) or bool(self.scalar_loads)
+
+    def _most_live(self) -> int:
+        """Full values and vectors that are alive at once (vectors count as full ones)."""
+        last: dict[int, int] = {}
+        for at, step in enumerate(self.steps):
+            for a in step.reads:
+                if isinstance(a, int):
+                    last[a] = at
+        for n in self.keep:
+            last[n] = max(last.get(n, 0), len(self.steps))
+        most = 1
+        wide = [n.form != STAT for n in self.p.nodes]
+        alive = {n for n in self.keep if wide[n] and self.p.nodes[n].op == "load"}
+        for at, step in enumerate(self.steps):
+            alive |= {a for a in step.reads if isinstance(a, int) and wide[a]}
+            if step.node >= 0 and wide[step.node]:
+                alive.add(step.node)
+            spare = any(  # a stat read where a row must stand
+                isinstance(a, int) and not wide[a] for a in step.operands
+            )
+            most = max(most, len(alive) + spare)
+            alive = {n for n in alive if last.get(n, -1) > at}
+        stored = {self.p.nodes[n].form for n in self.keep}
+        return max(most, len(self.keep)) + (VECTOR in stored)
+
+    def load_queue(self) -> int:
+        """The queues that load, in turn."""
+        queues = sorted({self.k.weights_queue, self.k.load_queue, self.k.vmem_queue})
+        self.turn += 1
+        return queues[self.turn % len(queues)]
+
+
+class _Block:
+    """Rows [a, b) of a program."""
+
+    def __init__(
+        self, rows: _Rows, regions: list[_Region], number: int, a: int, b: int, size: int,
+        chunk: int,
+    ) -> None:  # fmt: skip
+        self.outer, self.k, self.p, self.lanes = rows, rows.k, rows.p, rows.lanes
+        self.regions, self.number = regions, number
+        self.a, self.b, self.size, self.chunk = a, b, size, chunk
+        self.count = b - a
+        self.held: dict[int, Tensor] = {}
+        self.region = regions[number % len(regions)]
+        self.temporary: list[tuple[_Region, Tensor]] = []
+
+    def run(self) -> None:
+        outer = self.outer
+        for n in outer.scalar_loads:
+            self._load_stat(n)
+        spans = [(t, min(t + self.chunk, outer.tiles)) for t in range(0, outer.tiles, self.chunk)]
+        if len(spans) == 1:
+            self._pass(outer.steps, spans[0], first=True, level=-1)
+        else:
+            self._chunked(spans)
+        for n, place in self.p.stores:
+            if self.p.nodes[n].form == STAT:
+                self._store_stat(self.held[n], place)
+        self.drop()
+
+    def value(self, n: int, span: tuple[int, int]) -> Tensor:
+        """Node n over tiles [span), on chip until `drop`."""
+        for number in self.outer.scalar_loads:
+            self._load_stat(number)
+        self._pass(self.outer.steps, span, first=True, level=-1, sink=True)
+        return self._full(n, span)
+
+    def drop(self) -> None:
+        """Frees what `value` left."""
+        for n in list(self.held):
+            self.region.free(self.held.pop(n))
+
+    def _chunked(self, spans: list[tuple[int, int]]) -> None:
+        """Level by level: what its reductions and stores need, chunk by chunk."""
+        outer, nodes = self.outer, self.p.nodes
+        home = self.region
+        for level in range(max(outer.level) + 1):
+            for step in outer.steps:
+                if step.form == STAT and outer.level[step.node] == level:
+                    self._step(step, (0, 1), first=True)
+            wanted = {
+                s.node if s.node >= 0 else -1 - s.reduce
+                for s in outer.steps
+                if s.form != STAT
+                and (
+                    (s.reduce >= 0 and outer.level[s.reduce] == level + 1)
+                    or (s.node in outer.keep and outer.level[s.node] == level)
+                )
+            }
+            if not wanted:
+                continue
+            chosen: list[Step] = []
+            needed: set[int] = set()
+            for step in reversed(outer.steps):
+                if step.form == STAT:
+                    continue
+                key = step.node if step.node >= 0 else -1 - step.reduce
+                if key in wanted or step.node in needed:
+                    chosen.insert(0, step)
+                    needed |= {
+                        a for a in step.reads if isinstance(a, int) and nodes[a].form != STAT
+                    }
+            for number, span in enumerate(spans):
+                self._pass(chosen, span, first=number == 0, level=level)
+        self.region = home
+
+    # --- one pass over lanes ----------------------------------------------------------------------
+
+    def _pass(
+        self, steps: list[Step], span: tuple[int, int], *, first: bool, level: int,
+        sink: bool = False,
+    ) -> None:  # fmt: skip
+        """Runs steps over tiles [span). level < 0: all of the program at once.
+
+        Args:
+            sink: what the program would store stays on chip.
+        """
+        nodes, outer = self.p.nodes, self.outer
+        last: dict[int, int] = {}
+        for at, step in enumerate(steps):
+            for a in step.reads:
+                if isinstance(a, int):
+                    last[a] = at
+        kept = {
+            n for n in outer.keep
+            if nodes[n].form != STAT and (level < 0 or outer.level[n] == level)
+        }  # fmt: skip
+        for n in kept:  # loads that are only stored
+            if nodes[n].op == "load":
+                self._fetch(n, span)
+        local = set(kept)
+        for at, step in enumerate(steps):
+            for a in step.reads:
+                if isinstance(a, int) and a not in self.held:
+                    self._fetch(a, span)
+                if isinstance(a, int) and nodes[a].form != STAT:
+                    local.add(a)
+            self._step(step, span, first=first, level=level)
+            if step.node >= 0 and step.form != STAT:
+                local.add(step.node)
+            for n in [n for n in local if n in self.held and n not in kept]:
+                if last.get(n, -1) <= at:
+                    self.region.free(self.held.pop(n))
+                    local.discard(n)
+        if sink:
+            return
+        for n, place in self.p.stores:
+            if n in kept:
+                self._store(self._full(n, span), place, span)
+        for n in kept:
+            self.region.free(self.held.pop(n))
+        if self.outer.tiles > self.chunk:
+            assert all(nodes[n].form == STAT for n in self.held)
+
+    def _width(self, span: tuple[int, int]) -> int:
+        return min(self.p.width - span[0] * self.lanes, (span[1] - span[0]) * self.lanes)
+
+    def _tensor(self, form: str, span: tuple[int, int]) -> Tensor:
+        if form == STAT:
+            depth = -(-self.count // self.lanes)
+            t = self.region.tensor(depth, 1, self.lanes)
+            return replace(t, rows=1, width=self.count, tile_stride=1)
+        tiles = span[1] - span[0]
+        rows = self.count if form == FULL else 1
+        slot = self.size * self.chunk  # all of one size: nothing falls between
+        return self.region.tensor(rows, tiles, self._width(span), slot=slot)
+
+    def _fetch(self, n: int, span: tuple[int, int]) -> None:
+        node = self.p.nodes[n]
+        assert node.place is not None, (n, node)
+        t = self._tensor(node.form, span)
+        rows = (self.a, self.b) if node.form == FULL else (0, 1)
+        self._load(t, node.place, rows, span)
+        self.held[n] = t
+
+    def _full(self, n: int, span: tuple[int, int]) -> Tensor:
+        """A vector as it is stored: once a row."""
+        t = self.held[n]
+        if self.p.nodes[n].form == VECTOR:
+            wide = self._tensor(FULL, span)
+            ops.vector(self.k, t.shared(), dst=wide, rows=self.count, tiles=t.tiles, width=t.width)
+            self.region.free(self.held[n])
+            self.held[n] = wide
+            return wide
+        return t
+
+    # --- arithmetic -------------------------------------------------------------------------------
+
+    def _operand(self, a: Arg, form: str) -> Tensor | float:
+        if not isinstance(a, int):
+            return a
+        t, own = self.held[a], self.p.nodes[a].form
+        if own == form:
+            return t
+        return t.scalars() if own == STAT else t.shared()
+
+    def _step(self, step: Step, span: tuple[int, int], *, first: bool, level: int = -1) -> None:
+        k, nodes = self.k, self.p.nodes
+        operands = [self._operand(a, step.form) for a in step.operands]
+        combine = COMBINES[step.combine] if step.combine else Combine.A
+        spare: list[Tensor] = []
+        rows, tiles, width = self.count, span[1] - span[0], self._width(span)
+        if step.form == STAT:
+            rows, tiles, width = 1, -(-self.count // self.lanes), self.count
+        elif step.form == VECTOR:
+            rows = 1
+
+        def is_row(x: Tensor | float) -> bool:
+            return not isinstance(x, Tensor) or x.kind != Kind.ROW_SCALAR
+
+        if not is_row(operands[0]):
+            if step.combine in COMMUTE and is_row(operands[1]):
+                operands[0], operands[1] = operands[1], operands[0]
+            elif step.combine == "sub" and is_row(operands[1]):
+                operands[0], operands[1] = operands[1], operands[0]
+                combine = Combine.RSUB
+            else:
+                wide = self._tensor(FULL, span)
+                ops.vector(
+                    k, 1.0, operands[0], dst=wide, combine=Combine.MUL, rows=rows, tiles=tiles,
+                    width=width,
+                )  # fmt: skip
+                spare.append(wide)
+                operands[0] = wide
+        dst = None
+        if step.node >= 0:
+            dst = self._result(step, span)
+        stat = None
+        if step.reduce >= 0 and (level < 0 or self.outer.level[step.reduce] == level + 1):
+            if step.reduce not in self.held:
+                self.held[step.reduce] = self._tensor(STAT, span)
+            stat = self.held[step.reduce]
+        if dst is None and stat is None:
+            raise AssertionError("a step without a result")
+        b, c = ([*operands[1:], None, None])[:2]
+        rounds = step.node >= 0 and nodes[step.node].op == "bf16"
+        target = dst
+        if rounds:
+            target = k.tensor(Kind.SPM_BF16, rows * tiles, self.lanes)
+            target = replace(target, rows=rows, width=tiles * self.lanes, tile_stride=rows)
+        how = REDUCES[nodes[step.reduce].how] if stat is not None else Reduce.NONE
+        lead = operands[0]
+        ops.vector(
+            k, lead, b, c, None if step.d is None else self._operand(step.d, step.form),
+            dst=target, combine=combine,
+            function=FUNCTIONS[step.function] if step.function else Function.NONE,
+            combine2=SECOND[step.second] if step.second else Combine2.U,
+            rows=rows, tiles=tiles, width=width, reduce=how, reduce_dst=stat,
+            reduce_accumulate=stat is not None and not first,
+        )  # fmt: skip
+        if rounds:
+            assert target is not None
+            ops.vector(k, target, dst=dst, rows=rows, tiles=tiles, width=width)
+            k.free(replace(target, rows=rows * tiles, width=self.lanes, tile_stride=rows * tiles))
+        for t in spare:
+            self.region.free(t)
+
+    def _result(self, step: Step, span: tuple[int, int]) -> Tensor:
+        if step.node not in self.held:
+            self.held[step.node] = self._tensor(step.form, span)
+        return self.held[step.node]
+
+    # --- transfers --------------------------------------------------------------------------------
+
+    def _load(self, t: Tensor, place: Place, rows: tuple[int, int], span: tuple[int, int]) -> None:
+        *strides, lane = place.strides
+        first = span[0] * self.lanes * lane
+        if lane in (0, 1):
+            self._rows_of(t, place, rows, strides, first, load=True)
+            return
+        width, count = self._width(span), rows[1] - rows[0]
+        if count >= width:  # column by column: element m of a column is row m of a lane
+            for w in range(width):
+                column = replace(t.tile(w // self.lanes), width=1)
+                self._rows_of(
+                    column, place, rows, strides, first + w * lane, load=True, lane=w % self.lanes
+                )
+            return
+        for m in range(count):  # row by row: the elements of a row, one a row, are packed
+            at = first + self._element(rows[0] + m, strides)
+            packed = replace(t, base=t.base + m, rows=1)
+            self._gather(packed, place, at, lane, width)
+
+    def _gather(self, packed: Tensor, place: Place, at: int, stride: int, width: int) -> None:
+        """Row 0 of `packed` = `width` elements, `stride` apart."""
+        for w in range(0, width, self.lanes):
+            n = min(self.lanes, width - w)
+            scratch = self.region.tensor(n, 1, 1)
+            self._rows_of(scratch, place, (0, n), [stride], at + w * stride, load=True, dims=(n,))
+            self._pack(scratch, packed.tile(w // self.lanes), n)
+            self.region.free(scratch)
+
+    def _pack(self, column: Tensor, packed: Tensor, count: int) -> None:
+        """Lanes of row 0 of `packed` = lane 0 of `count` rows."""
+        ops.vector(
+            self.k, column, rows=count, tiles=1, width=1, reduce=Reduce.MAX, reduce_dst=packed
+        )
+
+    def _store(self, t: Tensor, place: Place, span: tuple[int, int]) -> None:
+        *strides, lane = place.strides
+        first = span[0] * self.lanes * lane
+        if lane == 1 or t.width == 1:
+            self._rows_of(t, place, (self.a, self.b), strides, first, load=False)
+            return
+        for w in range(t.width):
+            column = replace(t.tile(w // self.lanes), width=1)
+            self._rows_of(
+                column, place, (self.a, self.b), strides, first + w * lane, load=False,
+                lane=w % self.lanes,
+            )  # fmt: skip
+
+    def _load_stat(self, n: int) -> None:
+        """A number a row: packed as it lies, or element by element."""
+        place = self.p.nodes[n].place
+        assert place is not None
+        t = self._tensor(STAT, (0, 1))
+        self.held[n] = t
+        strides = place.strides[:-1]
+        merged = _merged(self.p.dims, strides)
+        if len(merged) == 1 and merged[0][1] == 1:
+            self._packed_rows(t, place, self.a, load=True)
+            return
+        for m in range(0, self.count, self.lanes):
+            here = min(self.lanes, self.count - m)
+            scratch = self.region.tensor(here, 1, 1)
+            low = self.a + m
+            self._rows_of(scratch, place, (low, low + here), list(strides), 0, load=True)
+            self._pack(scratch, replace(t, base=t.base + m // self.lanes), here)
+            self.region.free(scratch)
+
+    def _store_stat(self, t: Tensor, place: Place) -> None:
+        merged = _merged(self.p.dims, place.strides[:-1])
+        if len(merged) == 1 and merged[0][1] == 1:
+            self._packed_rows(t, place, self.a, load=False)
+            return
+        for m in range(0, self.count, self.lanes):
+            here = min(self.lanes, self.count - m)
+            scratch = self.region.tensor(here, 1, 1)
+            source = replace(t, base=t.base + m // self.lanes)
+            ops.vector(
+                self.k, 1.0, source.scalars(), dst=scratch, combine=Combine.MUL, rows=here,
+                tiles=1, width=1,
+            )  # fmt: skip
+            low = self.a + m
+            self._rows_of(
+                scratch, place, (low, low + here), list(place.strides[:-1]), 0, load=False
+            )
+            self.region.free(scratch)
+
+    def _packed_rows(self, t: Tensor, place: Place, element: int, *, load: bool) -> None:
+        move = ops.load if load else ops.store
+        queue = self.outer.load_queue() if load else self.k.store_queue
+        move(
+            self.k, replace(t, rows=1, width=self.count, tile_stride=1), place.at(element),
+            queue=queue, format=place.format, rows=1, row_bytes=0,
+            tile_bytes=self.lanes * place.size,
+        )  # fmt: skip
+
+    def _element(self, row: int, strides: list[int]) -> int:
+        """Offset of a row of the domain."""
+        at = 0
+        for n, s in zip(reversed(self.p.dims), reversed(strides), strict=True):
+            row, i = divmod(row, n)
+            at += i * s
+        return at
+
+    def _rows_of(
+        self, t: Tensor, place: Place, rows: tuple[int, int], strides: list[int], first: int, *,
+        load: bool, lane: int = 0, dims: tuple[int, ...] = (),
+    ) -> None:  # fmt: skip
+        """Moves rows of the domain (of `dims`) from or to rows 0.. of t.
+
+        Args:
+            first: an offset in elements.
+        """
+        dims = dims or self.p.dims
+        size, m = place.size, 0
+        queue = self.outer.load_queue() if load else self.k.store_queue
+        move = ops.load if load else ops.store
+        for at, n, step, outer, outer_step in _pieces(*rows, _merged(dims, strides)):
+            for o in range(outer):
+                part = replace(t, base=t.base + m, rows=n)
+                src = place.at(first + at + o * outer_step)
+                if outer > 1 and t.tiles == 1:
+                    part = replace(part, tile_stride=n, width=outer * self.lanes)
+                    self._move_runs(part, t.width, src, queue, place, step, outer_step, load, lane)
+                    m += n * outer
+                    break
+                move(
+                    self.k, part, src, queue=queue, format=place.format, row_bytes=step * size,
+                    tile_bytes=self.lanes * size, lane=lane,
+                )  # fmt: skip
+                m += n
+
+    def _move_runs(
+        self, t: Tensor, width: int, src: HbmTensor, queue: int, place: Place, step: int,
+        outer_step: int, load: bool, lane: int,
+    ) -> None:  # fmt: skip
+        """Runs of rows as one transfer: the tiles of t are runs here."""
+        k, size = self.k, place.size
+        accesses = [(r, load, "dma") for r in t.resources]
+        if src.resource is not None:
+            accesses.append((("hbm", src.resource), not load, "dma"))
+        k.emit(
+            queue, dma.Load if load else dma.Store, accesses,
+            hbm=HbmAddr(src.base, src.offset, 0), format=place.format, memory=dma.Memory.VMEM,
+            row=k.addr(queue, t.base), lane=lane, lanes=width, rows=Count(t.rows),
+            row_bytes=step * size, row_stride=1, outer=Count(t.tiles),
+            outer_bytes=outer_step * size, outer_rows=t.rows,
+        )  # fmt: skip
+
+
+class _Fold(_Rows):
+    """Traces a reduction over rows: blocks are added to an accumulator, which is folded at last."""
+
+    def __init__(
+        self, k: Builder, program: RowProgram, value: int, how: str, count: int, out: Place
+    ) -> None:
+        program.stores = [(value, out)]
+        super().__init__(k, program)
+        self.value, self.how, self.fold, self.out = value, COMBINES[SECOND_OF[how]], count, out
+
+    def run(self) -> None:
+        k, p = self.k, self.p
+        whole = k.tensor(Kind.VMEM, k.chip.vmem.rows // VMEM_BLOCK * VMEM_BLOCK, 1)
+        part = whole.rows // 3 // VMEM_BLOCK * VMEM_BLOCK
+        rows, chunk = self._sizes(part, part)
+        kept = p.rows // self.fold
+        rows = rows // kept * kept if rows >= kept else rows
+        sums = _Region(k, whole.base + 2 * part, part)
+        regions = [_Region(k, whole.base + i * part, part) for i in range(2)]
+        number = 0
+        for first in range(0, self.tiles, chunk):
+            span = (first, min(first + chunk, self.tiles))
+            for at in range(0, kept, min(rows, kept)):
+                size = min(rows, kept - at) if rows < kept else rows
+                number = self._sum(regions, sums, number, span, at, size, kept)
+        k.free(whole)
+
+    def _sum(
+        self, regions: list[_Region], sums: _Region, number: int, span: tuple[int, int], at: int,
+        size: int, kept: int,
+    ) -> int:  # fmt: skip
+        """Sums rows at.. of every index (all rows of several indices, where size allows it)."""
+        k, p = self.k, self.p
+        blocks = [(i * kept + at, i * kept + at + size) for i in range(self.fold)]
+        if size >= kept:
+            blocks = [(a, min(a + size, p.rows)) for a in range(0, p.rows, size)]
+        acc: Tensor | None = None
+        width = min(p.width - span[0] * self.lanes, (span[1] - span[0]) * self.lanes)
+        for a, b in blocks:
+            block = _Block(self, regions, number, a, b, size, span[1] - span[0])
+            number += 1
+            value = block.value(self.value, span)
+            if acc is None:
+                acc = sums.tensor(b - a, span[1] - span[0], width, slot=1)
+                ops.vector(k, value, dst=acc, rows=b - a)
+            else:
+                target = replace(acc, rows=b - a)
+                ops.vector(k, target, value, dst=target, combine=self.how, rows=b - a)
+            block.drop()
+        assert acc is not None
+        left = acc.rows // kept if size >= kept else 1
+        while left > 1:
+            half = (left + 1) // 2
+            move = (left - half) * kept
+            low, high = (
+                replace(acc, rows=move),
+                replace(acc, base=acc.base + half * kept, rows=move),
+            )
+            ops.vector(k, low, high, dst=low, combine=self.how, rows=move)
+            left = half
+        count = min(size, kept)
+        last = _Block(self, regions, number, at, at + count, size, span[1] - span[0])
+        last._store(replace(acc, rows=count), self.out, span)
+        sums.free(acc)
+        return number
+
+
+Dims = list[tuple[int, int]]
+
+
+def _merged(sizes: tuple[int, ...], strides: list[int] | tuple[int, ...]) -> Dims:
+    """(size, stride) of dimensions, neighbours that step alike made one."""
+    out: Dims = []
+    for n, s in zip(sizes, strides, strict=True):
+        if n == 1:
+            continue
+        if out and out[-1][1] == s * n:
+            out[-1] = (out[-1][0] * n, s)
+        else:
+            out.append((n, s))
+    return out or [(1, 1)]
+
+
+def _pieces(a: int, b: int, dims: Dims) -> Iterator[tuple[int, int, int, int, int]]:
+    """(offset, rows, stride, runs, their stride) of the rows [a, b) of dims, in order.
+
+    Strides that no transfer has (negative ones) give rows one by one.
+    """
+    if a >= b:
+        return
+    if len(dims) == 1:
+        step = dims[0][1]
+        if step >= 0:
+            yield a * step, b - a, step, 1, 0
+        else:
+            yield from ((i * step, 1, 0, 1, 0) for i in range(a, b))
+        return
+    inner = math.prod(n for n, _ in dims[1:])
+    stride = dims[0][1]
+    i = a // inner
+    if a % inner or b < (i + 1) * inner:
+        end = min(b, (i + 1) * inner)
+        for at, *rest in _pieces(a - i * inner, end - i * inner, dims[1:]):
+            yield (at + i * stride, *rest)  # type: ignore[misc]
+        yield from _pieces(end, b, dims)
+        return
+    whole = b // inner - i
+    if len(dims) == 2 and dims[1][1] >= 0 and stride >= 0:
+        yield i * stride, inner, dims[1][1], whole, stride
+    else:
+        for j in range(i, i + whole):
+            for at, *rest in _pieces(0, inner, dims[1:]):
+                yield (at + j * stride, *rest)  # type: ignore[misc]
+    yield from _pieces((i + whole) * inner, b, dims)
