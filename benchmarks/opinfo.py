@@ -244,8 +244,7 @@ def compiled(f, tensors, chip, target):
         if node.target is torch.ops.aten.copy_.default and not node.users:
             graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code()
-    unit = compile_graph(graph, chip)
-    return unit.results(unit.executable.run(target, tensors))
+    return compile_graph(graph, chip).run(target, tensors)
 
 
 def samples(op, dtype, backward: bool):

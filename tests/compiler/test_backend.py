@@ -142,7 +142,7 @@ def test_an_integer_that_the_chip_does_not_hold_is_refused():
 
 
 def _message(f, *args) -> str:
-    with pytest.raises(Exception) as caught:  # noqa: PT011  (Dynamo wraps it)
+    with pytest.raises(Exception) as caught:
         compiled(f)(*args)
     return str(caught.value)
 

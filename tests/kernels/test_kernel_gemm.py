@@ -12,21 +12,33 @@ from tapeout.isa import Kind, seq
 from tapeout.isa.dma import HbmFormat
 from tapeout.isa.errors import BankError, RaceError, UninitializedError
 from tapeout.isa.program import Program
-from tapeout.kernels.gemm import Plan, choose, gemm, gemm_reference, peak_cycles, tile_columns
+from tapeout.kernels.gemm import (
+    Plan,
+    choose,
+    gemm,
+    gemm_reference,
+    peak_cycles,
+    tile_columns,
+    transpose,
+)
 from tapeout.lang import Builder, ChipTooSmall, ops
 from tapeout.sim import Sim
 
 CHIPS = {name: load(name) for name in ("tiny", "lab16", "solo")}
 
 
-def check(chip: str, m: int, n: int, k: int, *, fp32: bool, tiled: bool, plan: Plan | None = None):
+def check(
+    chip: str, m: int, n: int, k: int, *, fp32: bool, tiled: bool, plan: Plan | None = None,
+    transposed: bool = False,
+):  # fmt: skip
     a, b = bf16(normal(1, m, k)), bf16(normal(2, k, n))
     trial = Trial(CHIPS[chip], weight_slots=0)
-    weights = tile_columns(b, CHIPS[chip].lanes) if tiled else b
+    weights = tile_columns(b, CHIPS[chip].lanes) if tiled else b.T if transposed else b
     out = HbmFormat.FP32 if fp32 else HbmFormat.BF16
     gemm(
         trial.k, trial.give("a", a), trial.give("b", weights),
         trial.take("c", (4 if fp32 else 2) * m * n), (m, n, k), out=out, tiled=tiled, plan=plan,
+        transposed=transposed,
     )  # fmt: skip
     c = trial.run()["c"]
     expected = gemm_reference(wide(a), wide(b))
@@ -42,6 +54,36 @@ def check(chip: str, m: int, n: int, k: int, *, fp32: bool, tiled: bool, plan: P
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 1, 1), (8, 16, 24), (19, 21, 37), (3, 70, 9)])
 def test_sizes_that_divide_nothing(m: int, n: int, k: int, fp32: bool, tiled: bool):
     check("tiny", m, n, k, fp32=fp32, tiled=tiled)
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 1, 1), (8, 16, 24), (19, 21, 37), (3, 70, 9)])
+def test_a_right_factor_given_transposed(m: int, n: int, k: int):
+    check("tiny", m, n, k, fp32=True, tiled=False, transposed=True)
+
+
+@pytest.mark.parametrize("depth", [8, 16, 96])
+def test_a_transposed_factor_in_chunks(depth: int):
+    plan = Plan(rows=12, columns=2, depth=depth, slots=2, cycles=0)
+    check("tiny", 29, 34, 90, fp32=True, tiled=False, transposed=True, plan=plan)
+
+
+def test_products_of_several_pairs_add_up():
+    trial = Trial(CHIPS["tiny"], weight_slots=0)
+    pairs = [(bf16(normal(i, 9, 20)), bf16(normal(10 + i, 20, 11))) for i in range(3)]
+    places = [(trial.give(f"a{i}", a), trial.give(f"b{i}", b)) for i, (a, b) in enumerate(pairs)]
+    out = trial.take("c", 4 * 9 * 11)
+    gemm(trial.k, *places[0], out, (9, 11, 20), out=HbmFormat.FP32, more=places[1:])
+    expected = sum(gemm_reference(wide(a), wide(b)) for a, b in pairs)
+    assert_within(floats(trial.run()["c"], 9, 11), expected, 1e-4)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(8, 8), (1, 5), (21, 19), (40, 3)])
+def test_the_array_turns_a_matrix_exactly(rows: int, columns: int):
+    trial = Trial(CHIPS["tiny"])
+    x = bf16(normal(3, rows, columns))
+    transpose(trial.k, trial.give("x", x), trial.take("y", x.nbytes), rows, columns)
+    got = trial.run()["y"].view(np.uint16).reshape(columns, rows)
+    np.testing.assert_array_equal(got, x.T)
 
 
 @pytest.mark.parametrize(("rows", "columns", "depth"), [(8, 1, 8), (12, 2, 16), (20, 3, 32)])

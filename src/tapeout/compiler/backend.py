@@ -20,26 +20,46 @@ from .values import Value
 DEFAULT_CHIP, DEFAULT_TARGET = "solo", "sim"
 
 
+@dataclass(frozen=True)
+class _Strides:
+    """A tensor among the results of a graph, and the strides that PyTorch gives it."""
+
+    strides: tuple[int, ...]
+
+
 @dataclass
 class Compiled:
-    """A graph for a chip. `rest`: its results, None where the executable gives one."""
+    """A graph for a chip.
+
+    Attributes:
+        rest: results that are no tensors; `_Strides` where the executable gives one.
+    """
 
     executable: Executable
     rest: list[Any]
 
-    def results(self, tensors: Sequence[torch.Tensor]) -> list[Any]:
-        given = iter(tensors)
-        return [next(given) if r is _TENSOR else r for r in self.rest]
+    def run(self, target: Any, tensors: Sequence[torch.Tensor]) -> list[Any]:
+        """All results of the graph, of `tensors`."""
+        given = iter(self.executable.run(target, list(tensors)))
+        return [_laid_out(next(given), r) if isinstance(r, _Strides) else r for r in self.rest]
 
 
-_TENSOR = object()
+def _laid_out(t: torch.Tensor, wanted: _Strides) -> torch.Tensor:
+    if t.stride() == wanted.strides:
+        return t
+    return torch.empty_strided(t.shape, wanted.strides, dtype=t.dtype).copy_(t)
 
 
 def compile_graph(gm: GraphModule, chip: Chip) -> Compiled:
     """Compiles a functional graph of ATen operators with static shapes."""
     inputs, outputs = lower_graph(gm)
     executable = build(chip, inputs, [o for o in outputs if isinstance(o, Value)])
-    return Compiled(executable, [_TENSOR if isinstance(o, Value) else o for o in outputs])
+    (end,) = gm.graph.find_nodes(op="output")
+    rest = [
+        _Strides(tuple(node.meta["val"].stride())) if isinstance(value, Value) else value
+        for node, value in zip(end.args[0], outputs, strict=True)
+    ]
+    return Compiled(executable, rest)
 
 
 class Device:
@@ -57,7 +77,7 @@ class Device:
 
     def run(self, compiled: Compiled, tensors: Sequence[torch.Tensor]) -> list[Any]:
         self.last = compiled.executable
-        return compiled.results(compiled.executable.run(self.target, list(tensors)))
+        return compiled.run(self.target, tensors)
 
 
 _devices: dict[tuple[str, str], Device] = {}

@@ -13,7 +13,18 @@ from tapeout.kernels import gemm, indexed, rowwise
 from tapeout.lang import ARGS_BASE, Builder, HbmTensor
 
 from .schedule import Emitter, Fold, Group, Launch, plan, topological
-from .values import INT_MAX, INTS, Buffer, Value, as_view, dense_strides, item_bytes
+from .values import (
+    INT_MAX,
+    INTS,
+    Buffer,
+    Number,
+    Value,
+    View,
+    as_view,
+    copy,
+    dense_strides,
+    item_bytes,
+)
 
 ALIGN = 512
 HEAP = ARGS_BASE + 1  # base register of the memory that all tensors of a graph lie in
@@ -36,6 +47,17 @@ class Port:
         return item_bytes(self.dtype) * int(np.prod(self.shape, dtype=np.int64))
 
 
+@dataclass(frozen=True)
+class Output:
+    """A result: a view of what the program left at `port`, or of input number `given`."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+    port: Port | None = None
+    given: int = -1
+
+
 @dataclass
 class Executable:
     """A graph compiled for a chip; `run` takes and gives PyTorch tensors."""
@@ -43,7 +65,7 @@ class Executable:
     chip: Chip
     program: Program
     inputs: list[Port]
-    outputs: list[Port]
+    outputs: list[Output]
     constants: list[tuple[int, np.ndarray]]
     heap_bytes: int
     last: Any = field(default=None, repr=False)  # what the target said of the last run
@@ -58,10 +80,15 @@ class Executable:
             if port.bytes:
                 target.write(self._base + port.offset, encode(tensor))
         self.last = target.run(self._handle)
-        return [
-            decode(target.read(self._base + p.offset, p.bytes), p.shape, p.dtype)
-            for p in self.outputs
-        ]
+        results = []
+        for out in self.outputs:
+            if out.port is None:
+                whole = tensors[out.given].contiguous()
+            else:
+                raw = target.read(self._base + out.port.offset, out.port.bytes)
+                whole = decode(raw, out.port.shape, out.port.dtype)
+            results.append(whole.as_strided(out.shape, out.strides, out.offset))
+        return results
 
     def _bind(self, target: Any) -> None:
         self._target = target
@@ -116,9 +143,13 @@ def build(
     chip: Chip, inputs: list[Buffer], outputs: list[Value], weight_slots: int = 2
 ) -> Executable:
     """Compiles expressions over the inputs."""
-    ends = [Buffer(v.shape, v.dtype, f"out{i}") for i, v in enumerate(outputs)]
-    live = [(v, b) for v, b in zip(outputs, ends, strict=True) if v.numel]
-    schedule = plan(live)
+    ends: dict[Value, Buffer] = {}
+    views = [_shown(v) for v in outputs]
+    for view in views:
+        if view.source not in inputs and view.source not in ends and view.numel:
+            source = view.source
+            ends[source] = Buffer(source.shape, source.dtype, f"out{len(ends)}")
+    schedule = plan(list(ends.items()))
     heap = _Heap()
     for b in inputs:
         heap.place(b, writable=False)
@@ -127,7 +158,7 @@ def build(
         if isinstance(v, Buffer) and v.data is not None:
             heap.place(v, writable=False)
             constants.append((heap.at[v].offset, v.data))
-    for b in (*ends, *schedule.stored.values()):
+    for b in (*ends.values(), *schedule.stored.values()):
         heap.place(b, writable=True)
     k = Builder(chip, weight_slots=weight_slots)
     k.segment("heap", heap.size, writable=True)
@@ -135,10 +166,28 @@ def build(
     for step in schedule.steps:
         _emit(k, emitter, step)
     program = k.build()
+    results = []
+    for view in views:
+        where = (view.shape, view.strides, view.offset)
+        if view.source in ends:
+            results.append(Output(*where, port=_port(ends[view.source], heap)))
+        elif view.numel:
+            given = next(i for i, b in enumerate(inputs) if b is view.source)
+            results.append(Output(*where, given=given))
+        else:
+            results.append(Output(*where, port=Port(view.shape, view.dtype, 0)))
     return Executable(
-        chip, program,
-        [_port(b, heap) for b in inputs], [_port(b, heap) for b in ends], constants, heap.size,
-    )  # fmt: skip
+        chip, program, [_port(b, heap) for b in inputs], results, constants, heap.size
+    )
+
+
+def _shown(v: Value) -> View:
+    """A result as a view of what is stored: the host can show most views itself."""
+    view = as_view(v)
+    backwards = any(s < 0 for s in view.strides)
+    if backwards or isinstance(v, Number) or 2 * v.numel < view.source.numel or not v.numel:
+        return as_view(copy(v))
+    return view
 
 
 def _port(b: Buffer, heap: "_Heap") -> Port:
@@ -198,7 +247,24 @@ def _mm(k: Builder, emitter: Emitter, step: Launch) -> None:
             for a, b in zip(terms[::2], terms[1::2], strict=True)
         ]
         c = replace(out, offset=out.offset + size * i * m * n)
-        gemm.gemm(k, *pairs[0], c, (m, n, depth), out=fmt, more=pairs[1:])
+        gemm.gemm(
+            k, *pairs[0], c, (m, n, depth), out=fmt, more=pairs[1:],
+            transposed=step.kernel.params["transposed"],
+        )  # fmt: skip
+
+
+def _transpose(k: Builder, emitter: Emitter, step: Launch) -> None:
+    """out[b] = in[b] turned, of bf16 matrices."""
+    (result,) = step.results
+    source = _dense(emitter, step.kernel.inputs[0])
+    out = emitter.hbm[emitter.schedule.stored[result]]
+    batch, columns, rows = result.shape
+    for i in range(batch):
+        at = 2 * i * rows * columns
+        gemm.transpose(
+            k, replace(source, offset=source.offset + at), replace(out, offset=out.offset + at),
+            rows, columns,
+        )  # fmt: skip
 
 
 def _assemble(k: Builder, emitter: Emitter, step: Launch) -> None:
@@ -247,5 +313,5 @@ def _scatter(k: Builder, emitter: Emitter, step: Launch) -> None:
 
 KERNELS = {
     "mm": _mm, "assemble": _assemble, "to_int32": _to_int32, "gather": _gather,
-    "scatter": _scatter,
+    "scatter": _scatter, "transpose": _transpose,
 }  # fmt: skip

@@ -147,6 +147,23 @@ def permute(v: Value, dims: tuple[int, ...]) -> Value:
     )
 
 
+def memory_order(v: Value) -> tuple[int, ...]:
+    """Dimensions as the elements lie, the outermost first."""
+    if not isinstance(v, View):
+        return tuple(range(len(v.shape)))
+    steps = [abs(s) if n > 1 else 0 for n, s in zip(v.shape, v.strides, strict=True)]
+    left = [s for s in steps if s]
+    if left == sorted(left, reverse=True):
+        return tuple(range(len(steps)))
+    at = iter(sorted((d for d, s in enumerate(steps) if s), key=lambda d: -steps[d]))
+    return tuple(next(at) if s else d for d, s in enumerate(steps))
+
+
+def inverse(order: tuple[int, ...]) -> tuple[int, ...]:
+    """The permutation that undoes one."""
+    return tuple(order.index(d) for d in range(len(order)))
+
+
 def expand(v: Value, shape: Shape) -> Value:
     """Broadcast to `shape`, as PyTorch does: new dimensions come first."""
     if v.shape == shape:
@@ -223,9 +240,17 @@ def reshape(v: Value, new: Shape) -> Value:
         return _moved(v, new, dense_strides(new), 0)
     view = as_view(v)
     strides = reshape_strides(v.shape, view.strides, new)
-    if strides is None:
-        return View(new, v.dtype, copy(v), dense_strides(new))
-    return _moved(v, new, strides, view.offset)
+    if strides is not None:
+        return _moved(v, new, strides, view.offset)
+    # Copied in an order near that of its elements, if `new` can be seen in it.
+    lying = memory_order(v)
+    last = tuple(d for d in lying if d >= len(lying) - 2)
+    for order in (lying, (*range(len(lying) - len(last)), *last)):
+        packed = dense_strides(tuple(v.shape[d] for d in order))
+        strides = reshape_strides(v.shape, tuple(packed[d] for d in inverse(order)), new)
+        if strides is not None:
+            return View(new, v.dtype, copy(permute(v, order)), strides)
+    return View(new, v.dtype, copy(v), dense_strides(new))
 
 
 def as_strided(v: Value, shape: Shape, strides: Shape, offset: int) -> Value:
@@ -238,9 +263,24 @@ def copy(v: Value) -> Value:
     return Map(v.shape, v.dtype, "copy", (v,))
 
 
+def mapped(op: str, args: tuple[Value, ...], dtype: torch.dtype) -> Value:
+    """`op` of values of one shape, stored in the order in which the first of them lies."""
+    whole = (a for a in args if isinstance(a, View) and a.numel > 1 and _moves(a))
+    order = memory_order(next(whole, args[0]))
+    if order == tuple(range(len(order))):
+        return Map(args[0].shape, dtype, op, args)
+    turned = tuple(permute(a, order) for a in args)
+    return permute(Map(turned[0].shape, dtype, op, turned), inverse(order))
+
+
+def _moves(v: View) -> bool:
+    """No dimension shows the same elements again."""
+    return all(n == 1 or s for n, s in zip(v.shape, v.strides, strict=True))
+
+
 def retyped(v: Value, dtype: torch.dtype) -> Value:
     """The same numbers as another type that holds them."""
-    return v if v.dtype == dtype else Map(v.shape, dtype, "copy", (v,))
+    return v if v.dtype == dtype else mapped("copy", (v,), dtype)
 
 
 def number(value: float, dtype: torch.dtype, shape: Shape = ()) -> Number:

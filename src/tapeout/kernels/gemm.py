@@ -139,6 +139,7 @@ def gemm(
     tiled: bool = False,
     plan: Plan | None = None,
     more: Sequence[tuple[HbmTensor, HbmTensor]] = (),
+    transposed: bool = False,
 ) -> Plan:
     """C[M, N] = A[M, K] @ B[K, N] for shape = (M, N, K); the plan it followed.
 
@@ -148,7 +149,10 @@ def gemm(
         c: written row-major as `out`: BF16, or FP32 as summed.
         plan: sizes to use instead of those of `choose`.
         more: pairs A', B' of the same shapes, whose products are added, in order.
+        transposed: B is given as [N, K], row-major.
     """
+    if tiled and transposed:
+        raise ValueError("B is tiled or transposed, not both")
     if min(shape) < 1:
         raise ValueError(f"a product takes M, N, K of 1 or more, not {shape}")
     if out not in (HbmFormat.BF16, HbmFormat.FP32):
@@ -157,7 +161,7 @@ def gemm(
     if plan is None:
         plan = choose(k.chip, *shape, out=out, tiled=tiled, stripes=stripes)
     with k.scope("gemm"):
-        _Gemm(k, [(a, b), *more], c, shape, out, tiled, plan).run()
+        _Gemm(k, [(a, b), *more], c, shape, out, tiled, transposed, plan).run()
     return plan
 
 
@@ -166,11 +170,11 @@ class _Gemm:
 
     def __init__(
         self, k: Builder, terms: list[tuple[HbmTensor, HbmTensor]], c: HbmTensor,
-        shape: tuple[int, int, int], out: HbmFormat, tiled: bool, plan: Plan,
+        shape: tuple[int, int, int], out: HbmFormat, tiled: bool, transposed: bool, plan: Plan,
     ) -> None:  # fmt: skip
         self.k, self.terms, self.c, self.plan = k, terms, c, plan
         self.m, self.n, self.depth = shape
-        self.out, self.tiled = out, tiled
+        self.out, self.tiled, self.transposed = out, tiled, transposed
         self.lanes, self.tall = k.chip.lanes, k.chip.mxu.rows
         kind = Kind.SPM_FP32 if out == HbmFormat.FP32 else Kind.SPM_BF16
         self.taken: tuple[Tensor, ...] = ()
@@ -206,7 +210,10 @@ class _Gemm:
                 depth = min(plan.depth, self.depth - at)
                 x = self._fetch("a", (a, row, at), self._load_a, rows, depth)
                 w = self._fetch("b", (b, at, column), self._load_b, depth, width)
-                ops.matmul(self.k, acc, x, w, rows=rows, accumulate=number > 0)
+                ops.matmul(
+                    self.k, acc, x, w, rows=rows, accumulate=number > 0,
+                    transposed=self.transposed,
+                )  # fmt: skip
             out = replace(out, width=width)
             ops.vector(self.k, acc, dst=out, rows=rows)
             self._store(out, row, column, rows, width)
@@ -235,7 +242,14 @@ class _Gemm:
     def _load_b(
         self, slot: Tensor, b: HbmTensor, at: int, column: int, depth: int, width: int
     ) -> Tensor:
-        """B[at.., column..] as column tiles of `depth` rows."""
+        """B[at.., column..] as column tiles of `depth` rows; transposed, as tiles of K."""
+        if self.transposed:
+            tiles = ceil_div(depth, self.tall)
+            w = replace(slot, rows=width, width=tiles * self.lanes, tile_stride=width)
+            src = _from(b, 2 * (column * self.depth + at))
+            queue = self.k.weights_queue
+            load_rows(self.k, w, src, depth, self.tall, 2 * self.depth, queue=queue)
+            return replace(w, width=depth)
         w = replace(slot, rows=depth, width=width)
         queue = self.k.weights_queue
         if not self.tiled:
@@ -254,6 +268,38 @@ class _Gemm:
             _from(self.c, size * (row * self.n + column)), width, size * self.n, self.out,
             queue=self.k.store_queue,
         )  # fmt: skip
+
+
+def transpose(k: Builder, src: HbmTensor, dst: HbmTensor, rows: int, columns: int) -> None:
+    """dst [columns, rows] = src [rows, columns], bf16, by the array: a tile is loaded transposed
+    and unloaded. NaN becomes canonical and subnormals zero, as everywhere on the chip."""
+    lanes, tall = k.chip.lanes, k.chip.mxu.rows
+    with k.scope("transpose"):
+        slots = [
+            (
+                k.tensor(Kind.SPM_BF16, lanes, lanes),
+                k.tensor(Kind.ACC, lanes, lanes),
+                k.tensor(Kind.SPM_BF16, lanes, lanes),
+            )
+            for _ in range(2)
+        ]
+        turns = itertools.cycle(slots)
+        for r, c in itertools.product(range(0, rows, lanes), range(0, columns, tall)):
+            x, acc, y = next(turns)
+            n, m = min(lanes, rows - r), min(tall, columns - c)
+            ops.load(
+                k, replace(x, rows=n, width=m), _from(src, 2 * (r * columns + c)),
+                row_bytes=2 * columns, queue=k.load_queue,
+            )  # fmt: skip
+            ops.load_stationary(k, x, 0, m, n, transposed=True)
+            ops.unload(k, acc)
+            ops.vector(k, acc, dst=y, rows=m, tiles=1, width=n)
+            ops.store(
+                k, replace(y, rows=m, width=n), _from(dst, 2 * (c * rows + r)),
+                row_bytes=2 * rows, queue=k.store_queue,
+            )  # fmt: skip
+        for tensors in slots:
+            k.free(*tensors)
 
 
 def _from(t: HbmTensor, offset: int) -> HbmTensor:

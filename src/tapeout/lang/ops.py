@@ -142,6 +142,11 @@ def load_stationary(
     )  # fmt: skip
 
 
+def unload(k: Builder, dst: Tensor) -> None:
+    """Row k of tile 0 of `dst` (acc) = row k of the stationary weights."""
+    k.emit(MXU, mxu.Unload, _writes("mxu", dst), dst=k.addr(MXU, dst.base, dst.reg))
+
+
 def stream(
     k: Builder,
     dst: Tensor,
@@ -171,6 +176,7 @@ def matmul(
     *,
     rows: Scalar | int | None = None,
     accumulate: bool = False,
+    transposed: bool = False,
 ) -> None:
     """dst[m, n] (+)= sum_k moving[m, k] weights[k, n], all column tiles of dst, all k.
 
@@ -179,16 +185,18 @@ def matmul(
         moving: spm bf16 tensor [M, K].
         weights: spm bf16 tensor of K rows and width N: column tile n is K rows from
             `base + n * tile_stride`, row_stride 1.
+        transposed: weights are given as [N, K]: tile k is N rows from `base + k * tile_stride`.
     """
     lanes = k.chip.lanes
     full, rest = divmod(dst.width, lanes)
     count = k.count(MXU, moving.rows if rows is None else rows)
     first = len(k.streams[MXU])
     if full:
-        _columns(k, dst, moving, weights, 0, full, lanes, count, accumulate)
+        _columns(k, dst, moving, weights, 0, full, lanes, count, accumulate, transposed)
     if rest:
-        _columns(k, dst, moving, weights, full, 1, rest, count, accumulate)
-    accesses = _reads("load", weights) + _reads("stream", moving) + _writes("mxu", dst)
+        _columns(k, dst, moving, weights, full, 1, rest, count, accumulate, transposed)
+    accesses = _reads("transposed" if transposed else "load", weights)
+    accesses += _reads("stream", moving) + _writes("mxu", dst)
     if accumulate:
         accesses += [(r, False, "accumulate") for r in dst.resources]
     k.settle(MXU, first, accesses)
@@ -196,23 +204,26 @@ def matmul(
 
 def _columns(
     k: Builder, dst: Tensor, moving: Tensor, weights: Tensor,
-    column: int, columns: int, width: int, count: Count, accumulate: bool,
+    column: int, columns: int, width: int, count: Count, accumulate: bool, transposed: bool,
 ) -> None:  # fmt: skip
     """`columns` column tiles from `column` on: a hardware loop over columns, and where K has many
     tiles one over runs of them. Registers move on between a load and its product, which waits for
     the load anyway."""
-    kdim, array_rows = weights.rows, k.chip.mxu.rows
+    kdim, array_rows = weights.width if transposed else weights.rows, k.chip.mxu.rows
     full, rest = divmod(kdim, array_rows)
     runs = -(-full // RUN_TILES)
     run = full // runs if runs else 0
     rounds = runs - 1 if runs > 2 else 0  # of the loop over runs; the last tiles are written out
     ahead = rounds * run  # tiles that rw has gone on behind it
     tiles = full + bool(rest)
-    step = array_rows * weights.row_stride
+    # From a tile of K to the next, and from a column tile to the next.
+    step, across = array_rows * weights.row_stride, weights.tile_stride
+    if transposed:
+        step, across = weights.tile_stride, k.chip.lanes * weights.row_stride
     registers = k.registers[MXU]
     rw, ra = (registers.take(), registers.take()) if columns > 1 or rounds else (0, 0)
     rx = registers.take() if rounds else 0
-    w0 = weights.base + column * weights.tile_stride
+    w0 = weights.base + column * across
     a0 = dst.base + column * dst.tile_stride
     end = When.LAST if rw else When.ALWAYS  # the last product posts when all columns are done
 
@@ -222,7 +233,7 @@ def _columns(
     def load(tile: int, rows: int) -> None:
         k.append(
             MXU, mxu.Load, src=Addr(w0 + tile * step, rw), stride=weights.row_stride,
-            k=Count(rows), n=Count(width),
+            k=Count(rows), n=Count(width), transposed=transposed,
         )  # fmt: skip
 
     def multiply(tile: int, mode: Accumulate, reg: int = 0, post_when: When = When.ALWAYS) -> None:
@@ -256,7 +267,7 @@ def _columns(
             advance(ra, dst.tile_stride)
         last = tile == tiles - 1
         if rw and last:
-            advance(rw, weights.tile_stride - ahead * step)
+            advance(rw, across - ahead * step)
         mode = Accumulate.ADD if accumulate or tile else Accumulate.WRITE
         multiply(tile, mode, post_when=end if last else When.ALWAYS)
     assert not rw or len(k.streams[MXU]) - begin == body

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from tapeout.compiler.values import Map, Number, Shape, Value, expand, number
+from tapeout.compiler.values import Number, Shape, Value, expand, mapped, number
 
 F32, BOOL = torch.float32, torch.bool
 Input = Value | float | int
@@ -30,7 +30,7 @@ def apply(op: str, *args: Input, dtype: torch.dtype = F32) -> Value:
     """`op` of the arguments, broadcast."""
     shape = shape_of(args)
     values = [expand(a, shape) if isinstance(a, Value) else number(a, F32, shape) for a in args]
-    return Map(shape, dtype, op, tuple(values))
+    return mapped(op, tuple(values), dtype)
 
 
 def add(a: Input, b: Input) -> Value:

@@ -55,12 +55,35 @@ def matmul(a: Value, b: Value, dtype: torch.dtype, *, precision: str = "") -> Va
     if a.dtype in v.INTS or b.dtype in v.INTS:
         passes = 6
     need = [1 if x.dtype in exact else {6: 3, 3: 2, 1: 1}[passes] for x in (a, b)]
-    left, right = ([stored(p) for p in _parts(x, n)] for x, n in zip((a, b), need, strict=True))
+    turned = _is_turned(b)
+    left = _left(a, need[0])
+    right = [stored(p) for p in _parts(_turn(b) if turned else b, need[1])]
     terms = [(i, j) for i, j in TERMS[passes] if i < need[0] and j < need[1]]
     inputs = [x for i, j in terms for x in (left[i], right[j])]
-    kernel = Kernel("mm", tuple(inputs), {"shape": (batch, m, columns, depth), "left": count})
+    params = {"shape": (batch, m, columns, depth), "left": count, "transposed": turned}
+    kernel = Kernel("mm", tuple(inputs), params)
     out = dtype if dtype == torch.bfloat16 else torch.float32
     return v.retyped(Result(shape, out, kernel), dtype)
+
+
+def _turn(x: Value) -> Value:
+    return v.permute(x, (0, 2, 1))
+
+
+def _is_turned(x: Value) -> bool:
+    """Its columns, not its rows, are consecutive."""
+    strides = v.as_view(x).strides
+    return not isinstance(x, Number) and x.shape[1] > 1 and x.shape[2] > 1 and (
+        strides[1] == 1 and strides[2] != 1
+    )  # fmt: skip
+
+
+def _left(a: Value, count: int) -> list[Value]:
+    """Parts of a left factor, row-major: the array turns the tiles of one that is not."""
+    if not _is_turned(a):
+        return [stored(p) for p in _parts(a, count)]
+    parts = [stored(p) for p in _parts(_turn(a), count)]
+    return [Result(a.shape, torch.bfloat16, Kernel("transpose", (p,))) for p in parts]
 
 
 def stored(x: Value) -> Value:

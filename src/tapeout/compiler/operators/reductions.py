@@ -24,6 +24,12 @@ def reduce(op: str, x: Value, dims: tuple[int, ...], *, keep: bool, dtype: Any =
     dtype = dtype or x.dtype
     if not x.shape:
         return v.retyped(x, dtype)
+    order = v.memory_order(x)
+    if order != tuple(range(len(order))):  # in the order in which its elements lie
+        dims = tuple(sorted(order.index(d) for d in dims))
+        y = reduce(op, v.permute(x, order), dims, keep=True, dtype=dtype)
+        y = v.permute(y, v.inverse(order))
+        return y if keep else v.squeeze(y, tuple(sorted(order[d] for d in dims)))
     shape = list(x.shape)
     last = len(shape)
     while last and (last - 1 in dims or shape[last - 1] == 1):
