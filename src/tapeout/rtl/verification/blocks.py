@@ -48,7 +48,8 @@ def propose(
         (6, maker.one_load),
         (4, maker.one_store),
         (2, maker.indices_load),
-        (9, maker.map),
+        (8, maker.map),
+        (4, maker.map_across),
         (6, maker.multiply),
         (2, maker.scalar),
         (2, maker.loop),
@@ -117,6 +118,9 @@ class Maker(Arithmetic):
 
     def map(self) -> Block:
         return self.one(VPU, self.chain())
+
+    def map_across(self) -> Block:
+        return self.one(VPU, self.chain(across=True))
 
     def scalar(self) -> Block:
         return self.one(self.rng.randrange(self.chip.queue_count), self.sequencing())
@@ -241,7 +245,12 @@ class Maker(Arithmetic):
         """A loop that may be longer than the window of instructions, and jumps within it."""
         rng, seqs = self.rng, self.chip.seq
         queue = rng.randrange(self.chip.queue_count)
-        length = rng.randrange(1, 2 * seqs.fetch_lines * seqs.fetch_line_instructions)
+        line = seqs.fetch_line_instructions
+        length, counts = rng.randrange(1, 2 * seqs.fetch_lines * line), [1, 2]
+        if rng.random() < 0.5:  # just fits the window, or just does not
+            begin = len(self.run.queues[queue].words) + 1
+            length = (begin // line + seqs.fetch_lines) * line - begin + rng.choice([-1, 0, 0, 1])
+            counts = [2, 3]
         body: list[Instruction] = [seq.Nop() for _ in range(length)]
         for _ in range(3):
             at = rng.randrange(length)
@@ -250,7 +259,7 @@ class Maker(Arithmetic):
             at = rng.randrange(length - 2)
             inner = rng.randrange(1, length - at)
             body[at] = seq.Loop(count=Count(rng.choice([0, 1, 2])), length=min(inner, 40))
-        return self.one(queue, seq.Loop(count=Count(rng.choice([1, 2])), length=length), *body)
+        return self.one(queue, seq.Loop(count=Count(rng.choice(counts)), length=length), *body)
 
     def flood(self) -> Block:
         """A channel as full as it gets: tokens of a whole loop before the first is awaited."""

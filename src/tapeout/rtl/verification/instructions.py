@@ -185,22 +185,29 @@ class Instructions:
         memory = {Kind.SPM_BF16: "spm", Kind.SPM_FP32: "spm", Kind.ACC: "acc"}.get(kind, "vmem")
         row = self.row(memory, 0 if result else pair * span, pair == 2)
         imm, reg = self.split(VPU, row, 20)
-        apart = [(24, 1), (1, 4), (40, 2)]
+        apart = [(24, 1), (1, 4), (40, 2), (span, 1), (span, 1)]
+        if span == 1:  # one row of several tiles, which may come together
+            apart = [(1, 1), (1, 4), (1, 4), (2, 1), (24, 1)]
         tile, step = rng.choice(apart if result else [*apart, (0, 1), (0, 0), (1, 0)])
         if pair == 2 and imm % 2:
             imm, reg = row, 0
         return Operand(kind, imm, reg, pair * tile, pair * step)
 
-    def chain(self) -> Instruction:
+    def chain(self, *, across: bool = False) -> Instruction:
+        """Any map; `across`: one row of several tiles, which come together as strides allow."""
         rng = self.rng
         rows_in = [Kind.SPM_BF16, Kind.SPM_FP32, Kind.VMEM, Kind.VMEM, Kind.ACC]
         others = [*rows_in, Kind.ROW_SCALAR, Kind.IMMEDIATE, Kind.IMMEDIATE]
         combine, combine2 = rng.choice(list(vpu.Combine)), rng.choice(list(vpu.Combine2))
         reduce = rng.choice([*[vpu.Reduce.NONE] * 4, *vpu.Reduce])
         mask = rng.choice([*[vpu.Mask.NONE] * 3, *vpu.Mask])
-        tiles, rows = rng.choice([1, 1, 2, 3]), rng.choice([1, 2, 4, 7, self.lanes + 3])
+        rows = rng.choice([1, 1, 2, 4, 7, self.lanes + 3])
+        tiles = rng.choice([1, 2, 3, 5] if rows == 1 else [1, 1, 2, 3])
         function = rng.choice([*[vpu.Function.NONE] * 8, *vpu.Function])
         stores = rows_in
+        if across:
+            rows, tiles, reduce = 1, rng.choice([2, 3, 5]), vpu.Reduce.NONE
+            combine = rng.choice([combine, *vpu.TAKE_C])
         if function != vpu.Function.NONE and rng.random() < 0.6:  # each bit of the function counts
             tiles, rows = 1, 24
             combine, combine2 = rng.choice([combine, vpu.Combine.A]), vpu.Combine2.U
