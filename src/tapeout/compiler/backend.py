@@ -52,8 +52,8 @@ def _laid_out(t: torch.Tensor, wanted: _Strides) -> torch.Tensor:
 
 def compile_graph(gm: GraphModule, chip: Chip) -> Compiled:
     """Compiles a functional graph of ATen operators with static shapes."""
-    inputs, outputs = lower_graph(gm)
-    executable = build(chip, inputs, [o for o in outputs if isinstance(o, Value)])
+    inputs, seeds, outputs = lower_graph(gm)
+    executable = build(chip, inputs, [o for o in outputs if isinstance(o, Value)], seeds=seeds)
     (end,) = gm.graph.find_nodes(op="output")
     rest = [
         _Strides(tuple(node.meta["val"].stride())) if isinstance(value, Value) else value

@@ -1,5 +1,6 @@
 """A compiled graph: one program, the HBM it works in, and how tensors go in and out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -65,6 +66,7 @@ class Executable:
     chip: Chip
     program: Program
     inputs: list[Port]
+    seeds: list[Port]
     outputs: list[Output]
     constants: list[tuple[int, np.ndarray]]
     heap_bytes: int
@@ -79,6 +81,8 @@ class Executable:
         for port, tensor in zip(self.inputs, tensors, strict=True):
             if port.bytes:
                 target.write(self._base + port.offset, encode(tensor))
+        for port in self.seeds:
+            target.write(self._base + port.offset, encode(torch.randint(0, INT_MAX, port.shape)))
         self.last = target.run(self._handle)
         results = []
         for out in self.outputs:
@@ -140,9 +144,13 @@ def decode(raw: np.ndarray, shape: tuple[int, ...], dtype: torch.dtype) -> torch
 
 
 def build(
-    chip: Chip, inputs: list[Buffer], outputs: list[Value], weight_slots: int = 2
+    chip: Chip, inputs: list[Buffer], outputs: list[Value], *, seeds: Sequence[Buffer] = ()
 ) -> Executable:
-    """Compiles expressions over the inputs."""
+    """Compiles expressions over the inputs.
+
+    Args:
+        seeds: further inputs, integers that the host draws for each run.
+    """
     ends: dict[Value, Buffer] = {}
     views = [_shown(v) for v in outputs]
     for view in views:
@@ -151,7 +159,7 @@ def build(
             ends[source] = Buffer(source.shape, source.dtype, f"out{len(ends)}")
     schedule = plan(list(ends.items()))
     heap = _Heap()
-    for b in inputs:
+    for b in (*inputs, *seeds):
         heap.place(b, writable=False)
     constants = []
     for v in topological(list(schedule.stored)):
@@ -160,7 +168,7 @@ def build(
             constants.append((heap.at[v].offset, v.data))
     for b in (*ends.values(), *schedule.stored.values()):
         heap.place(b, writable=True)
-    k = Builder(chip, weight_slots=weight_slots)
+    k = Builder(chip, weight_slots=2)
     k.segment("heap", heap.size, writable=True)
     emitter = Emitter(schedule, chip.lanes, heap.at)
     for step in schedule.steps:
@@ -177,8 +185,9 @@ def build(
         else:
             results.append(Output(*where, port=Port(view.shape, view.dtype, 0)))
     return Executable(
-        chip, program, [_port(b, heap) for b in inputs], results, constants, heap.size
-    )
+        chip, program, [_port(b, heap) for b in inputs], [_port(b, heap) for b in seeds],
+        results, constants, heap.size,
+    )  # fmt: skip
 
 
 def _shown(v: Value) -> View:

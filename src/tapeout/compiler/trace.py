@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import GraphModule, Node
 
 from .executable import encode
-from .operators import LOWERINGS, Meta, Unsupported, experts
+from .operators import LOWERINGS, Meta, Unsupported, experts, random
 from .values import DTYPES, Buffer, Value
 
 
@@ -17,9 +17,18 @@ class UnsupportedGraph(Exception):
     """What of a model the compiler does not have, each with its place in the user's code."""
 
 
-def lower_graph(gm: GraphModule) -> tuple[list[Buffer], list[Any]]:
-    """(inputs, outputs): outputs are values, or what is no tensor (None, numbers)."""
+def lower_graph(gm: GraphModule) -> tuple[list[Buffer], list[Buffer], list[Any]]:
+    """(inputs, seeds, outputs) of a graph.
+
+    Seeds are integers that every launch draws; outputs are values, or what is no tensor.
+    """
     experts.lower_transformers()
+    with random.drawing() as seeds:
+        inputs, outputs = _lowered(gm)
+        return inputs, list(seeds), outputs
+
+
+def _lowered(gm: GraphModule) -> tuple[list[Buffer], list[Any]]:
     inputs: list[Buffer] = []
     env: dict[Node, Any] = {}
     problems: list[str] = []

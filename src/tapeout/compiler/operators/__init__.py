@@ -10,6 +10,7 @@ from . import (
     parts,
     pooling,
     products,
+    random,
     reductions,
     sorting,
     views,
@@ -18,6 +19,6 @@ from .registry import LOWERINGS, Meta, Unsupported, decompositions
 
 __all__ = [
     "LOWERINGS", "Meta", "Unsupported", "constants", "convolution", "decompositions", "distances",
-    "elementwise", "experts", "indexing", "parts", "pooling", "products", "reductions", "sorting",
-    "views",
+    "elementwise", "experts", "indexing", "parts", "pooling", "products", "random", "reductions",
+    "sorting", "views",
 ]  # fmt: skip

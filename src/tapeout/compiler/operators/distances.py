@@ -18,7 +18,7 @@ from .reductions import reduce
 from .registry import Meta, aten, lowering, typed
 
 
-def _norm(difference: Value, p: float, dim: int) -> Value:
+def norm(difference: Value, p: float, dim: int) -> Value:
     """The p-norm along a dimension, which goes."""
     x = ar.absolute(difference)
     f32 = torch.float32
@@ -39,7 +39,7 @@ def _cdist(meta: Meta, a: Value, b: Value, p: float, _: Any = None) -> Value:
     whole = (*meta.shape, a.shape[-1])
     x = v.expand(v.unsqueeze(a, len(a.shape) - 1), whole)
     y = v.expand(v.unsqueeze(b, len(b.shape) - 2), whole)
-    return typed(_norm(ar.sub(x, y), float(p), rank), meta)
+    return typed(norm(ar.sub(x, y), float(p), rank), meta)
 
 
 @lowering(aten._pdist_forward.default)
@@ -50,7 +50,7 @@ def _pdist(meta: Meta, x: Value, p: float = 2) -> Value:
     first, second = torch.triu_indices(n, n, 1).float()
     a = take_rows(x, n, constant(first.numpy()))
     b = take_rows(x, n, constant(second.numpy()))
-    return typed(_norm(ar.sub(a, b), float(p), 1), meta)
+    return typed(norm(ar.sub(a, b), float(p), 1), meta)
 
 
 @lowering(aten._cdist_backward.default)

@@ -146,8 +146,8 @@ def _index_put(
     meta: Meta, x: Value, indices: Sequence[Value | None], values: Value, accumulate: bool = False
 ) -> Value:
     masks = [i for i in indices if i is not None]
-    if len(masks) == 1 and masks[0].dtype == torch.bool and values.numel == 1 and not accumulate:
-        return _masked_fill(meta, x, indices, masks[0], values)
+    if len(masks) == 1 and masks[0].dtype == torch.bool:
+        return _masked_put(meta, x, indices, masks[0], values, accumulate)
     first, at, index = _indexed_first(x, indices)
     sizes = [x.shape[d] for d in at]
     rest = tuple(x.shape[d] for d in range(len(x.shape)) if d not in at)
@@ -175,14 +175,41 @@ def _index_put(
     return v.permute(y, tuple(back.index(d) for d in range(len(back))))
 
 
-def _masked_fill(
-    meta: Meta, x: Value, indices: Sequence[Value | None], mask: Value, value: Value
-) -> Value:
-    """One number where a mask, over some neighbouring dimensions, holds."""
+def _masked_put(
+    meta: Meta, x: Value, indices: Sequence[Value | None], mask: Value, values: Value,
+    accumulate: bool,
+) -> Value:  # fmt: skip
+    """Where a mask, over some neighbouring dimensions, holds: a number, or rows in order."""
     first = next(d for d, i in enumerate(indices) if i is not None)
     shape = (*[1] * first, *mask.shape, *[1] * (len(x.shape) - first - len(mask.shape)))
     whole = v.expand(v.reshape(mask, shape), x.shape)
-    return typed(ar.where(whole, v.reshape(value, ()), x), meta)
+    if values.numel == 1:
+        given = v.expand(v.reshape(values, ()), x.shape)
+    elif first == 0 and values.shape[1:] == x.shape[len(mask.shape) :]:
+        flat = v.reshape(mask, (mask.numel,))
+        place = ar.maximum(ar.sub(running_sum(flat, 0), 1.0), 0.0)
+        rows = take_rows(values, values.shape[0], ar.minimum(place, values.shape[0] - 1.0))
+        given = v.reshape(rows, x.shape)
+    else:
+        raise Unsupported("values for a mask that do not come row by row")
+    return typed(ar.where(whole, ar.add(x, given) if accumulate else given, x), meta)
+
+
+@lowering(aten.embedding_renorm.default)
+def _embedding_renorm(
+    meta: Meta, weight: Value, index: Value, max_norm: float, norm_type: float
+) -> Value:
+    """Rows that are looked up have a norm of at most `max_norm`."""
+    from .distances import norm
+
+    rows = weight.shape[0]
+    n = index.numel
+    number = v.expand(v.reshape(index, (1, n)), (rows, n))
+    used = reduce("max", ar.eq(number, along(0, (rows, n))), (1,), keep=True)
+    length = v.unsqueeze(norm(weight, float(norm_type), 1), 1)
+    scale = ar.mul(ar.reciprocal(ar.add(length, 1e-7)), float(max_norm))
+    over = ar.mul(used, ar.gt(length, float(max_norm)))
+    return typed(ar.where(over, ar.mul(weight, scale), weight), meta)
 
 
 def summed_by(index: Value, rows: int, src: Value) -> Value:

@@ -17,7 +17,7 @@ from .reductions import reduce
 from .registry import Meta, aten, lowering, typed
 
 
-def _ranks(x: Value, descending: bool) -> Value:
+def ranks(x: Value, descending: bool) -> Value:
     """Where each element of the last dimension goes in sorted order; equals keep theirs. NaN is
     the largest."""
     n = x.shape[-1]
@@ -41,7 +41,7 @@ def _sorted(x: Value, dim: int, descending: bool, count: int) -> tuple[Value, Va
     order = [d for d in range(len(x.shape)) if d != dim] + [dim]
     y = v.permute(x, tuple(order))
     n = y.shape[-1]
-    rank = _ranks(y, descending)
+    rank = ranks(y, descending)
     shape = (*y.shape[:-1], count, n)  # [.., place, i]
     here = ar.eq(v.expand(v.unsqueeze(rank, len(y.shape) - 1), shape), along(len(shape) - 2, shape))
     picks = ar.where(here, along(len(shape) - 1, shape), 0.0)
