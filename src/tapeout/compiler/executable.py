@@ -72,29 +72,49 @@ class Executable:
     heap_bytes: int
     last: Any = field(default=None, repr=False)  # what the target said of the last run
 
-    def run(self, target: Any, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Runs on a target with the inputs' values."""
+    def run(self, target: Any, tensors: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
+        """Runs on a target with the inputs' values; those that are None stay as they are."""
         if len(tensors) != len(self.inputs):
             raise ValueError(f"the graph takes {len(self.inputs)} tensors, not {len(tensors)}")
-        if getattr(self, "_target", None) is not target:
-            self._bind(target)
-        for port, tensor in zip(self.inputs, tensors, strict=True):
-            if port.bytes:
-                target.write(self._base + port.offset, encode(tensor))
+        self.bind(target)
+        for number, tensor in enumerate(tensors):
+            if tensor is not None:
+                self.write(number, tensor)
         for port in self.seeds:
             target.write(self._base + port.offset, encode(torch.randint(0, INT_MAX, port.shape)))
         self.last = target.run(self._handle)
         results = []
         for out in self.outputs:
             if out.port is None:
-                whole = tensors[out.given].contiguous()
+                given = tensors[out.given]
+                whole = self.read(out.given) if given is None else given.contiguous()
             else:
                 raw = target.read(self._base + out.port.offset, out.port.bytes)
                 whole = decode(raw, out.port.shape, out.port.dtype)
             results.append(whole.as_strided(out.shape, out.strides, out.offset))
         return results
 
-    def _bind(self, target: Any) -> None:
+    def write(self, number: int, tensor: torch.Tensor) -> None:
+        """Gives input `number` a value, which it keeps; after `bind`."""
+        port = self.inputs[number]
+        if (tuple(tensor.shape), tensor.dtype) != (port.shape, port.dtype):
+            raise ValueError(
+                f"input {number} is {port.dtype} {port.shape}, "
+                f"not {tensor.dtype} {tuple(tensor.shape)}"
+            )
+        if port.bytes:
+            self._target.write(self._base + port.offset, encode(tensor))
+
+    def read(self, number: int) -> torch.Tensor:
+        """The value of input `number` as it is now."""
+        port = self.inputs[number]
+        raw = self._target.read(self._base + port.offset, port.bytes)
+        return decode(raw, port.shape, port.dtype)
+
+    def bind(self, target: Any) -> None:
+        """Takes memory of the target and loads the program, once."""
+        if getattr(self, "_target", None) is target:
+            return
         self._target = target
         self._base = target.allocate(max(self.heap_bytes, ALIGN))
         args = target.allocate(64)
@@ -144,12 +164,18 @@ def decode(raw: np.ndarray, shape: tuple[int, ...], dtype: torch.dtype) -> torch
 
 
 def build(
-    chip: Chip, inputs: list[Buffer], outputs: list[Value], *, seeds: Sequence[Buffer] = ()
+    chip: Chip,
+    inputs: list[Buffer],
+    outputs: list[Value],
+    *,
+    seeds: Sequence[Buffer] = (),
+    updates: Sequence[tuple[Buffer, Value]] = (),
 ) -> Executable:
     """Compiles expressions over the inputs.
 
     Args:
         seeds: further inputs, integers that the host draws for each run.
+        updates: inputs with what they hold after a run.
     """
     ends: dict[Value, Buffer] = {}
     views = [_shown(v) for v in outputs]
@@ -157,10 +183,11 @@ def build(
         if view.source not in inputs and view.source not in ends and view.numel:
             source = view.source
             ends[source] = Buffer(source.shape, source.dtype, f"out{len(ends)}")
-    schedule = plan(list(ends.items()))
+    changed = frozenset(b for b, _ in updates)
+    schedule = plan([*ends.items(), *((value, b) for b, value in updates)], changed)
     heap = _Heap()
     for b in (*inputs, *seeds):
-        heap.place(b, writable=False)
+        heap.place(b, writable=b in changed)
     constants = []
     for v in topological(list(schedule.stored)):
         if isinstance(v, Buffer) and v.data is not None:

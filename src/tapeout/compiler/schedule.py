@@ -107,16 +107,24 @@ def topological(outputs: Sequence[Value]) -> list[Value]:
     return order
 
 
-def plan(outputs: Sequence[tuple[Value, Buffer]]) -> Schedule:
-    """Steps that leave each value in its buffer."""
-    return _Planner(outputs).run()
+def plan(
+    outputs: Sequence[tuple[Value, Buffer]], in_place: frozenset[Buffer] = frozenset()
+) -> Schedule:
+    """Steps that leave each value in its buffer.
+
+    Args:
+        in_place: buffers among them that hold inputs, which steps read before they are written.
+    """
+    return _Planner(outputs, in_place).run()
 
 
 class _Planner:
-    def __init__(self, outputs: Sequence[tuple[Value, Buffer]]) -> None:
+    def __init__(
+        self, outputs: Sequence[tuple[Value, Buffer]], in_place: frozenset[Buffer]
+    ) -> None:
+        self.in_place = in_place
         self.stored: dict[Value, Buffer] = {}
         self.roots: set[Value] = set()
-        self.copies: list[tuple[Map, Buffer]] = []
         ends: list[Value] = []
         for value, buffer in outputs:
             if isinstance(value, (Map, Reduce, Result)) and value not in self.stored:
@@ -150,6 +158,7 @@ class _Planner:
             else:
                 self._join(v)
         self._store()
+        self._write_last()
         return Schedule(self.steps, self.stored, self.roots)
 
     def _choose_roots(self) -> None:
@@ -264,9 +273,57 @@ class _Planner:
                 if not isinstance(source, Buffer) and self.made[source] != at:
                     self._buffer(source)
 
+    # --- buffers that are read and written --------------------------------------------------------
+
+    def _write_last(self) -> None:
+        """Steps that only write buffers in place, for nobody else, come last; where one is read
+        behind its write even so, or elsewhere than it is written, it is copied at the end."""
+        reads = [self._reads(step) for step in self.steps]
+        wanted = {v.source for views in reads for v in views}
+        last = [
+            all(self.stored.get(r) in self.in_place and r not in wanted for r in _made_by(step))
+            for step in self.steps
+        ]
+        order = sorted(range(len(self.steps)), key=lambda i: last[i])
+        self.steps, reads = [self.steps[i] for i in order], [reads[i] for i in order]
+        for at, step in enumerate(list(self.steps)):
+            for root in _made_by(step):
+                buffer = self.stored.get(root)
+                if buffer not in self.in_place or buffer is None:
+                    continue
+                late = any(v.source is buffer for views in reads[at + 1 :] for v in views)
+                if late or not all(_in_step(step, v) for v in reads[at] if v.source is buffer):
+                    self.stored[root] = Buffer(root.shape, root.dtype, f"new {buffer.name}")
+                    end = copy(root)
+                    self.stored[end] = buffer
+                    self.roots.add(end)
+                    self.steps.append(Group(root.shape, 0, [end]))
+
+    def _reads(self, step: Step) -> list[View]:
+        if isinstance(step, Group):
+            return [v for r in step.roots for v in self.leaves(r) if v.source not in step.roots]
+        return list(self.leaves(step.root if isinstance(step, Fold) else step.results[0]))
+
     def _buffer(self, v: Value) -> None:
         if v not in self.stored:
             self.stored[v] = Buffer(v.shape, v.dtype, f"t{len(self.stored)}")
+
+
+def _made_by(step: Step) -> list[Value]:
+    if isinstance(step, Group):
+        return step.roots
+    return [step.root] if isinstance(step, Fold) else list(step.results)
+
+
+def _in_step(step: Step, view: View) -> bool:
+    """The step reads each element once, where it writes it."""
+    return (
+        isinstance(step, Group)
+        and not step.lanes
+        and not view.offset
+        and view.shape == view.source.shape == step.domain
+        and _equal(view.shape, view.strides, dense_strides(view.shape))
+    )
 
 
 def _wants_stored(v: Value) -> bool:

@@ -10,6 +10,7 @@ from torch.fx import GraphModule, Node
 
 from .executable import encode
 from .operators import LOWERINGS, Meta, Unsupported, experts, random
+from .operators.registry import cast
 from .values import DTYPES, Buffer, Value
 
 
@@ -109,6 +110,8 @@ def _attribute(gm: GraphModule, node: Node) -> Value:
 
 def _call(node: Node, env: dict[Node, Any]) -> Any:
     meta = _meta(node.meta.get("val"))
+    if node.target is torch.ops.aten.copy_.default:
+        return _overwrite(node, meta, env)
     f = LOWERINGS.get(node.target)
     if f is None:
         raise Unsupported(f"operator {node.target}")
@@ -119,6 +122,15 @@ def _call(node: Node, env: dict[Node, Any]) -> Any:
         raise Unsupported(f"operator {node.target} used like this ({problem})") from problem
     _agree(node, meta, result)
     return result
+
+
+def _overwrite(node: Node, meta: Meta, env: dict[Node, Any]) -> Value:
+    """A copy into a tensor that nothing else shows: later uses see the new value."""
+    target = node.args[0]
+    if not isinstance(target, Node) or target.target is not torch.ops.aten.clone.default:
+        raise Unsupported(f"operator {node.target} into what may be shown elsewhere")
+    env[target] = cast(_resolve(node.args[1], env), meta)
+    return env[target]
 
 
 def _agree(node: Node, meta: Any, result: Any) -> None:

@@ -13,6 +13,7 @@ token channel of their own; accesses before and after the loop meet it at an ent
 instruction; edges to the next iteration carry tokens posted before the loop and taken after it.
 """
 
+import bisect
 import contextlib
 import sys
 from collections.abc import Iterator
@@ -43,6 +44,8 @@ from .tensor import HbmTensor, Tensor
 
 ARGS_BASE = 1  # base register of the launch arguments
 _STRAIGHT, _INSIDE, _CARRIED, _RING = range(4)  # token channels of a pair of queues
+_SLACK = 8  # tokens below a channel's capacity at which its producer asks how far its consumer is
+_KNOWN = 32  # tokens that it then leaves unknown
 VMEM_BLOCK = 8  # vmem is ordered in blocks of this many rows
 MEMORIES = {Kind.SPM_BF16: "spm", Kind.SPM_FP32: "spm", Kind.VMEM: "vmem", Kind.ACC: "acc"}
 _NOT_KERNELS = (str(Path(__file__).parent), contextlib.__file__)  # frames between kernel and node
@@ -121,6 +124,7 @@ class Builder:
         self.streams: list[list[Node]] = [[] for _ in self.queues]
         self.clocks: list[dict[int, int]] = [{} for _ in self.queues]
         self.touches: dict[Any, Touch] = {}
+        self.taken: dict[tuple[int, int], list[int]] = {}  # (producer, consumer): nodes that took
         self.loop_open: Loop | None = None
         self.loop_count = 0
         self.drains: dict[int, list[Node]] = {}
@@ -304,6 +308,8 @@ class Builder:
             node.drain = True
             gained = {queue: index - 1}
         else:
+            if not inside and self._outstanding(before, at, queue) >= self._limit:
+                at = self._leave(before, len(self.streams[before]) - 1)  # one token for many
             self._token(before, at, queue, index, _INSIDE if inside else _STRAIGHT)
             gained = {**self.streams[before][at].clock, before: at}
         clocks = [self.clocks[queue]]
@@ -320,6 +326,8 @@ class Builder:
         old = node.waits_for.get((before, channel))
         if old is not None:  # one token a wait: the later post stands for both
             self.streams[before][old].posts &= ~post
+        elif channel == _STRAIGHT:
+            self.taken.setdefault((before, queue), []).append(index)
         node.waits_for[before, channel] = at
         self.streams[before][at].posts |= post
         node.waits |= 1 << channel_bit(queue, before, channel, per_pair)
@@ -367,11 +375,34 @@ class Builder:
     def settle(self, queue: int, first: int, accesses: list[Access]) -> None:
         """Declares the accesses of the nodes from `first` to the last one of the queue."""
         last = len(self.streams[queue]) - 1
+        if self.loop_open is None:
+            self._bound(queue, first)
         for (before, _), at in sorted(self._needs(queue, accesses).items()):
             self._order(queue, first, before, at)
         self._record(queue, first, last, accesses)
         for index in range(first, last + 1):
             self.streams[queue][index].clock = dict(self.clocks[queue])
+
+    @property
+    def _limit(self) -> int:
+        """Tokens of a channel that its producer may know nothing of."""
+        return self.chip.tokens.capacity - _SLACK
+
+    def _outstanding(self, producer: int, at: int, consumer: int) -> int:
+        """Tokens that node `at` of the producer does not know to be taken."""
+        nodes = self.taken.get((producer, consumer), [])
+        known = self.streams[producer][at].clock.get(consumer, -1)
+        return len(nodes) - bisect.bisect_right(nodes, known)
+
+    def _bound(self, queue: int, index: int) -> None:
+        """Waits until no channel from this queue can overflow: its consumers have taken tokens."""
+        for (producer, consumer), nodes in list(self.taken.items()):
+            if producer != queue:
+                continue
+            known = self.clocks[queue].get(consumer, -1)
+            if len(nodes) - bisect.bisect_right(nodes, known) >= self._limit:
+                keep = min(_KNOWN, self._limit // 2)
+                self._order(queue, index, consumer, self._leave(consumer, nodes[-keep]))
 
     def addr(self, queue: int, imm: int, reg: Scalar | LoopVar | None = None) -> Addr:
         return Addr(imm, self.registers[queue].number(reg))
