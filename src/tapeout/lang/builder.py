@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,12 @@ _KNOWN = 32  # tokens that it then leaves unknown
 VMEM_BLOCK = 8  # vmem is ordered in blocks of this many rows
 MEMORIES = {Kind.SPM_BF16: "spm", Kind.SPM_FP32: "spm", Kind.VMEM: "vmem", Kind.ACC: "acc"}
 _NOT_KERNELS = (str(Path(__file__).parent), contextlib.__file__)  # frames between kernel and node
+
+
+@cache
+def _short(file: str) -> str:
+    """A file's name with its folder's."""
+    return "/".join(Path(file).parts[-2:])
 
 
 @dataclass
@@ -152,8 +159,7 @@ class Builder:
         while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_KERNELS):
             frame = frame.f_back
         kernel, layer = self.scopes[-1]
-        file = Path(frame.f_code.co_filename)
-        key = Source(kernel, layer, "/".join(file.parts[-2:]), frame.f_lineno)
+        key = Source(kernel, layer, _short(frame.f_code.co_filename), frame.f_lineno)
         if key not in self.source_index:
             self.source_index[key] = len(self.source_table)
             self.source_table.append(key)
