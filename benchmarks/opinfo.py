@@ -22,6 +22,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
+from machine import describe
 
 DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.bool)
 
@@ -337,10 +338,16 @@ def main() -> None:
     names = options.only or core_operators()
     reports = []
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
-        futures = [(n, pool.submit(check, n, options.chip)) for n in names]
-        for name, future in futures:
+        runs: dict = {}  # operators with the same samples are run once
+        for name in names:
+            samples_of = NAMES.get(name, name), VARIANTS.get(name), name == "pow", name in RANDOM
+            if samples_of not in runs:
+                runs[samples_of] = pool.submit(check, name, options.chip)
+            runs[name] = runs[samples_of]
+        for name in names:
+            future = runs[name]
             try:
-                report = future.result(timeout=1800)
+                report = {**future.result(timeout=3600), "name": name}
             except Exception as error:
                 report = {"name": name, "samples": 0, "passed": 0, "failures": [[repr(error), 1]]}
             reports.append(report)
@@ -352,7 +359,8 @@ def main() -> None:
     print(f"{passed} of {len(reports)} operators pass all their samples "
           f"({math.floor(1000 * passed / len(reports)) / 10} %)")  # fmt: skip
     if options.output:
-        options.output.write_text(json.dumps(reports, indent=1))
+        whole = {"machine": describe(), "chip": options.chip, "operators": reports}
+        options.output.write_text(json.dumps(whole, indent=1))
 
 
 if __name__ == "__main__":

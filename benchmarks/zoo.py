@@ -19,6 +19,8 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+from machine import describe
+
 TASKS = {
     "causal-lm": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
     "masked-lm": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
@@ -232,7 +234,8 @@ def main() -> None:
         built = sum(count.values()) - count["not built"]
         print(f"{task}: {count['matches']} of {built} match ({dict(count)})")
     if options.output:
-        options.output.write_text(json.dumps(reports, indent=1))
+        whole = {"machine": describe(), "chip": options.chip, "architectures": reports}
+        options.output.write_text(json.dumps(whole, indent=1))
 
 
 if __name__ == "__main__":

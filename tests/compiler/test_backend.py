@@ -164,6 +164,10 @@ def test_an_unknown_option_or_target_is_refused():
         Device(load("tiny"), "silicon")
 
 
+def test_it_is_found_by_its_name():
+    assert "tapeout" in torch._dynamo.list_backends()
+
+
 def test_the_device_tells_what_the_last_graph_took():
     compiled(lambda x: x + 1, "tiny")(torch.ones(5))
     last = device("tiny").last

@@ -45,7 +45,7 @@ class Compiled:
 
 
 def _laid_out(t: torch.Tensor, wanted: _Strides) -> torch.Tensor:
-    if t.stride() == wanted.strides:
+    if t.stride() == wanted.strides or 0 in wanted.strides:  # 0: as PyTorch shows an expansion
         return t
     return torch.empty_strided(t.shape, wanted.strides, dtype=t.dtype).copy_(t)
 
