@@ -4,6 +4,7 @@ AOTAutograd traces forward and backward and makes them functional; `trace` lower
 `Executable`. Options: `chip` (a preset's name, a file, or a `Chip`), `target` ("sim" or "interp").
 """
 
+import atexit
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,6 +82,14 @@ class Device:
 
 
 _devices: dict[tuple[str, str], Device] = {}
+
+
+@atexit.register
+def _close() -> None:
+    """Gives the simulators' memory back while there is an interpreter to do so: compiled graphs,
+    which PyTorch keeps, refer to them."""
+    for each in _devices.values():
+        vars(each.target).clear()
 
 
 def device(chip: str | Chip = DEFAULT_CHIP, target: str = DEFAULT_TARGET) -> Device:
