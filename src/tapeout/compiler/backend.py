@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 
 from tapeout.chip import Chip, load
 
-from .executable import Executable, build
+from .executable import BOUND, Executable, build
 from .trace import lower_graph
 from .values import Value
 
@@ -88,6 +88,8 @@ _devices: dict[tuple[str, str], Device] = {}
 def _close() -> None:
     """Gives the simulators' memory back while there is an interpreter to do so: compiled graphs,
     which PyTorch keeps, refer to them."""
+    for executable in list(BOUND):
+        executable.release()
     for each in _devices.values():
         vars(each.target).clear()
 

@@ -1,5 +1,6 @@
 """A compiled graph: one program, the HBM it works in, and how tensors go in and out."""
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -31,6 +32,9 @@ ALIGN = 512
 HEAP = ARGS_BASE + 1  # base register of the memory that all tensors of a graph lie in
 
 
+BOUND: "weakref.WeakSet[Executable]" = weakref.WeakSet()  # those that a target holds
+
+
 class RangeError(ValueError):
     """An integer that the chip's numbers do not hold."""
 
@@ -59,7 +63,7 @@ class Output:
     given: int = -1
 
 
-@dataclass
+@dataclass(eq=False)
 class Executable:
     """A graph compiled for a chip; `run` takes and gives PyTorch tensors."""
 
@@ -71,6 +75,9 @@ class Executable:
     constants: list[tuple[int, np.ndarray]]
     heap_bytes: int
     last: Any = field(default=None, repr=False)  # what the target said of the last run
+    _target: Any = field(default=None, repr=False)
+    _handle: Any = field(default=None, repr=False)
+    _base: int = 0
 
     def run(self, target: Any, tensors: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
         """Runs on a target with the inputs' values; those that are None stay as they are."""
@@ -111,11 +118,16 @@ class Executable:
         raw = self._target.read(self._base + port.offset, port.bytes)
         return decode(raw, port.shape, port.dtype)
 
+    def release(self) -> None:
+        """Lets go of the target."""
+        self._target = self._handle = None
+
     def bind(self, target: Any) -> None:
         """Takes memory of the target and loads the program, once."""
-        if getattr(self, "_target", None) is target:
+        if self._target is target:
             return
         self._target = target
+        BOUND.add(self)
         self._base = target.allocate(max(self.heap_bytes, ALIGN))
         args = target.allocate(64)
         for offset, data in self.constants:
