@@ -17,7 +17,10 @@ copyright = "The Tapeout authors, Apache License 2.0"
 release = version = tapeout.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build", "generated/presets.md", "generated/accelerators.md"]
+exclude_patterns = [
+    "_build",
+    *(f"generated/{n}.md" for n in ("presets", "accelerators", "operators")),
+]
 myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3
 autodoc_typehints = "description"
@@ -30,4 +33,7 @@ generated.mkdir(exist_ok=True)
 generate.write_presets(generated / "presets.md")
 generate.write_diagram("tiny", generated / "core.svg")
 generate.write_accelerators(DOCS / "data" / "accelerators.csv", generated / "accelerators.md")
+generate.write_operators(
+    DOCS.parent / "benchmarks" / "results" / "opinfo.json", generated / "operators.md"
+)
 reference.write(generated / "isa")

@@ -1,6 +1,7 @@
 """Pages and pictures made from the code and from data files."""
 
 import csv
+import json
 from pathlib import Path
 
 from tapeout.chip import Chip, load, presets
@@ -34,6 +35,20 @@ def write_accelerators(source: Path, path: Path) -> None:
             link = f"[{row['source_title']}]({row['url']})"
             value = f"{row['value']} {row['unit']}".strip()
             lines += _row([row["chip"], row["metric"], value, link, row["confidence"]])
+    path.write_text(lines, encoding="utf-8")
+
+
+def write_operators(source: Path, path: Path) -> None:
+    """The operators of the report of benchmarks/opinfo.py, and why some do not pass."""
+    reports = json.loads(source.read_text(encoding="utf-8"))["operators"]
+    passed = sum(bool(r["samples"]) and r["passed"] == r["samples"] for r in reports)
+    lines = f"{passed} of the {len(reports)} operators pass all their samples "
+    lines += f"({100 * passed / len(reports):.1f} %).\n\n"
+    lines += _row(["operator", "samples", "passed", "what stops the others"]) + _row(["---"] * 4)
+    for r in reports:
+        reasons = "; ".join(f"{why} ({count})" for why, count in r["failures"][:3])
+        reasons = reasons.replace("|", "\\|").replace("\n", " ")
+        lines += _row([f"`{r['name']}`", str(r["samples"]), str(r["passed"]), reasons])
     path.write_text(lines, encoding="utf-8")
 
 

@@ -432,8 +432,9 @@ class Emitter:
         evaluation = _Evaluation(self, layout, reads)
         value = evaluation.make(root.arg)
         place = self.place(self.schedule.stored[root], layout, len(reads), 0)
-        if not isinstance(value, int):
-            value = evaluation.program.op("copy", value)
+        program = evaluation.program
+        if not isinstance(value, int) or program.nodes[value].form == rowwise.STAT:
+            value = program.full(value)
         return evaluation.program, value, math.prod(first[0]), place
 
     def inline(self, v: Value) -> bool:

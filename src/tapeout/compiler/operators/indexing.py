@@ -137,7 +137,7 @@ def _scatter_how(
 ) -> Value:
     how = {"add": "sum", "multiply": "prod"}[reduce]
     if not isinstance(src, Value):
-        src = Number(index.shape, x.dtype, float(src))
+        src = _source(src, index, x.dtype)
     return _scatter_reduce(meta, x, dim, index, src, how, True)
 
 
@@ -265,7 +265,7 @@ def _elements(shape: Shape, dim: int, index: Value) -> Value:
 def _source(src: Any, index: Value, dtype: torch.dtype) -> Value:
     """The part of src that the index covers."""
     if not isinstance(src, Value):
-        return Number(index.shape, dtype, float(src))
+        return Number(index.shape, dtype, float(int(src) if dtype in v.INTS else src))
     for d, n in enumerate(index.shape):
         src = v.narrow(src, d, 0, n)
     return src

@@ -81,6 +81,13 @@ def _rand(meta: Meta, *_: Any, **__: Any) -> Value:
     return typed(uniform(meta.shape, meta.dtype), meta)
 
 
+@lowering(aten.bernoulli.p)
+def _bernoulli(meta: Meta, x: Value, p: float = 0.5, **_: Any) -> Value:
+    if 0 in meta.shape:
+        return Number(meta.shape, meta.dtype, 0.0)
+    return typed(ar.gt(p, uniform(meta.shape, torch.float32)), meta)
+
+
 @lowering(aten.randn.default, aten.randn_like.default)
 def _randn(meta: Meta, *_: Any, **__: Any) -> Value:
     """By Box and Muller: sqrt(-2 ln u) cos(2 pi w)."""

@@ -118,7 +118,7 @@ def _prod(meta: Meta, x: Value, dim: int | None = None, keepdim: bool = False, *
     at = (dim or 0) % max(len(x.shape), 1)
     x = x if x.shape else v.unsqueeze(x, 0)
     y = product(v.retyped(x, torch.float32), at)
-    return typed(y if keepdim and dim is not None else v.reshape(y, meta.shape), meta)
+    return typed(v.reshape(y, meta.shape), meta)
 
 
 def product(x: Value, dim: int) -> Value:

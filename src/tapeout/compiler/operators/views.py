@@ -44,7 +44,7 @@ def _expand(meta: Meta, x: Value, *_: Any, **__: Any) -> Value:
 
 @lowering(aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default)
 def _squeeze(meta: Meta, x: Value, dim: Any = None) -> Value:
-    dims = dims_of(dim, len(x.shape)) if x.shape else ()
+    dims = dims_of(dim, len(x.shape)) if x.shape and dim != [] else ()
     return v.squeeze(x, tuple(d for d in dims if x.shape[d] == 1))
 
 
