@@ -131,10 +131,6 @@ def entries(core: str):
     return found or [o for o in database() if o.aten_name == core]
 
 
-def is_tensor_like(x) -> bool:
-    return isinstance(x, torch.Tensor)
-
-
 class Case:
     """One sample of one operator in one dtype: `run` gives what went wrong, or nothing."""
 
@@ -153,7 +149,7 @@ class Case:
 
         sample = self.sample
         leaves, tree = tree_flatten(((sample.input, *sample.args), sample.kwargs))
-        at = [i for i, x in enumerate(leaves) if is_tensor_like(x)]
+        at = [i for i, x in enumerate(leaves) if isinstance(x, torch.Tensor)]
         tensors = [leaves[i].detach().clone() for i in at]
         grads = [
             j for j, i in enumerate(at)
@@ -168,7 +164,7 @@ class Case:
                 new[i] = x
             out = self.call(new, tree)
             flat, _ = tree_flatten(out)
-            return [x for x in flat if is_tensor_like(x)]
+            return [x for x in flat if isinstance(x, torch.Tensor)]
 
         def joint(*given):
             def differentiable(*needed):
@@ -214,8 +210,9 @@ class Case:
 
 
 def same(e, g, tolerance) -> str:
-    if e.shape != g.shape or e.dtype != g.dtype:
-        return f"{g.dtype} {tuple(g.shape)}, not {e.dtype} {tuple(e.shape)}"
+    other = same_kind(e, g)
+    if other:
+        return other
     rtol, atol = tolerance
     try:
         torch.testing.assert_close(g, e, rtol=rtol, atol=atol, equal_nan=True)
@@ -267,7 +264,8 @@ def compiled(f, tensors, chip, target):
         if node.target is torch.ops.aten.copy_.default and not node.users:
             graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code()
-    return compile_graph(graph, chip).run(target, tensors)
+    unit = compile_graph(graph, chip)
+    return unit.results(unit.executable.run(target, tensors))
 
 
 def samples(op, dtype, backward: bool):

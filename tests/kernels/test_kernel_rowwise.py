@@ -12,7 +12,7 @@ from kernel_launch import Trial, floats, normal
 from tapeout.chip import load
 from tapeout.isa.dma import HbmFormat
 from tapeout.kernels import rowwise
-from tapeout.kernels.rowwise import Place, RowProgram
+from tapeout.kernels.rowprogram import STAT, Place, RowProgram
 from tapeout.lang import ChipTooSmall
 
 TINY = load("tiny")
@@ -86,7 +86,7 @@ def test_random_chains_of_operations_over_operands_of_any_strides(data):
         value = BINARY[op](x, y).astype(np.float32)
         pool.append((h.program.op(op, a, b), np.broadcast_to(value, h.shape)))
     node, value = data.draw(st.sampled_from(pool[1:]))
-    if h.program.nodes[int(node)].form == rowwise.STAT:
+    if h.program.nodes[int(node)].form == STAT:
         node = h.program.full(node)
     h.store(int(node), value, strided(h.shape, tuple(data.draw(st.permutations(range(rank))))))
     h.check()

@@ -10,7 +10,6 @@ A saved model is one zip file of JSON, TOML, instruction words and raw tensors; 
 
 import io
 import json
-import os
 import tempfile
 import zipfile
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from torch.utils import _pytree as pytree
 from tapeout.chip import Chip, load, to_toml
 from tapeout.isa import Program
 
-from .artifact import ArtifactError
+from .artifact import ArtifactError, written_whole
 from .backend import DEFAULT_CHIP, DEFAULT_TARGET, Device, device
 from .executable import Executable, Output, Port, build, decode, encode
 from .operators import Unsupported, decompositions
@@ -71,24 +70,12 @@ class Model:
         inputs = [
             None if i in self.held else next(given) for i in range(len(self.executable.inputs))
         ]
-        where.last = self.executable
-        tensors = self.executable.run(where.target, inputs)
+        tensors = where.run(self.executable, inputs)
         leaves = [tensors[n] if n >= 0 else constant for n, constant in self.results]
         return pytree.tree_unflatten(leaves, pytree.treespec_loads(self.form))
 
     def save(self, path: Path | str) -> None:
         """Writes one file, whole or not at all."""
-        path = Path(path)
-        handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=".tapeout-")
-        os.close(handle)
-        try:
-            self._write(Path(scratch))
-            os.replace(scratch, path)
-        except BaseException:
-            Path(scratch).unlink(missing_ok=True)
-            raise
-
-    def _write(self, path: Path) -> None:
         e = self.executable
         meta = {
             "version": FORMAT_VERSION,
@@ -104,7 +91,7 @@ class Model:
             "results": self.results,
             "form": self.form,
         }
-        with zipfile.ZipFile(path, "w") as archive:
+        with written_whole(path) as scratch, zipfile.ZipFile(scratch, "w") as archive:
             archive.writestr("model.json", json.dumps(meta))
             archive.writestr("chip.toml", to_toml(e.chip))
             archive.writestr("program.zip", e.program.to_bytes())

@@ -4,7 +4,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,21 @@ from tapeout.chip import Chip, ChipError, load, to_toml
 from tapeout.isa import EncodingError, Program
 
 FORMAT_VERSION = 1
+
+
+@contextmanager
+def written_whole(path: Path | str) -> Iterator[Path]:
+    """A file beside `path` to write, which takes its place at the end; gone if anything fails."""
+    path = Path(path)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tapeout-")
+    os.close(handle)
+    scratch = Path(name)
+    try:
+        yield scratch
+        os.replace(scratch, path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
 
 
 class ArtifactError(Exception):

@@ -39,9 +39,9 @@ class Compiled:
     executable: Executable
     rest: list[Any]
 
-    def run(self, target: Any, tensors: Sequence[torch.Tensor]) -> list[Any]:
-        """All results of the graph, of `tensors`."""
-        given = iter(self.executable.run(target, list(tensors)))
+    def results(self, tensors: Sequence[torch.Tensor]) -> list[Any]:
+        """All results of the graph, of those that the executable has given."""
+        given = iter(tensors)
         return [_laid_out(next(given), r) if isinstance(r, _Strides) else r for r in self.rest]
 
 
@@ -76,9 +76,12 @@ class Device:
         self.chip, self.target = chip, kinds[target](chip)
         self.last: Executable | None = None
 
-    def run(self, compiled: Compiled, tensors: Sequence[torch.Tensor]) -> list[Any]:
-        self.last = compiled.executable
-        return compiled.run(self.target, tensors)
+    def run(
+        self, executable: Executable, tensors: Sequence[torch.Tensor | None]
+    ) -> list[torch.Tensor]:
+        """Runs an executable here (`Executable.run`), which then is the `last`."""
+        self.last = executable
+        return executable.run(self.target, tensors)
 
 
 _devices: dict[tuple[str, str], Device] = {}
@@ -119,7 +122,7 @@ def backend(
 
     def compiler(graph: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
         compiled = compile_graph(graph, where.chip)
-        return make_boxed_func(lambda *args: where.run(compiled, args))
+        return make_boxed_func(lambda *args: compiled.results(where.run(compiled.executable, args)))
 
     aot = aot_autograd(
         fw_compiler=compiler, bw_compiler=compiler, inference_compiler=compiler,

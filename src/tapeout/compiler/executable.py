@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,21 +10,23 @@ import torch
 
 from tapeout.chip import Chip
 from tapeout.isa import Program
-from tapeout.isa.dma import HbmFormat
 from tapeout.kernels import gemm, indexed, rowwise
 from tapeout.lang import ARGS_BASE, Builder, HbmTensor
 
-from .schedule import Emitter, Fold, Group, Launch, plan, topological
+from .programs import Emitter
+from .schedule import Fold, Group, Launch, plan, topological
 from .values import (
     INT_MAX,
     INTS,
     Buffer,
     Number,
+    Result,
     Value,
     View,
     as_view,
     copy,
     dense_strides,
+    hbm_format,
     item_bytes,
 )
 
@@ -205,8 +207,8 @@ def build(
         if isinstance(v, Buffer) and v.data is not None:
             heap.place(v, writable=False)
             constants.append((heap.at[v].offset, v.data))
-    for b in (*ends.values(), *schedule.stored.values()):
-        heap.place(b, writable=True)
+    for v, b in schedule.stored.items():
+        heap.place(b, writable=True, beside=_scratch_bytes(v))
     k = Builder(chip, weight_slots=2)
     k.segment("heap", heap.size, writable=True)
     emitter = Emitter(schedule, chip.lanes, heap.at)
@@ -249,10 +251,11 @@ class _Heap:
         self.at: dict[Buffer, HbmTensor] = {}
         self.size = 0
 
-    def place(self, b: Buffer, *, writable: bool) -> None:
+    def place(self, b: Buffer, *, writable: bool, beside: int = 0) -> None:
+        """Takes memory for a buffer, and for `beside` more bytes behind it."""
         if b in self.at:
             return
-        nbytes = item_bytes(b.dtype) * b.numel * 2  # int32 numbers are made with as much beside
+        nbytes = item_bytes(b.dtype) * b.numel + beside
         name = f"{b.name}@{self.size}" if writable else None
         self.at[b] = HbmTensor(base=HEAP, offset=self.size, bytes=nbytes, resource=name)
         self.size += -(-max(nbytes, 1) // ALIGN) * ALIGN
@@ -273,9 +276,7 @@ def _dense(emitter: Emitter, v: Value) -> HbmTensor:
     """Where a kernel's input lies, row-major."""
     view = as_view(v)
     where = emitter.hbm[emitter.buffer_of(view.source)]
-    return HbmTensor(
-        where.base, where.offset + view.offset * item_bytes(v.dtype), where.bytes, where.resource
-    )
+    return where.beyond(view.offset * item_bytes(v.dtype))
 
 
 def _mm(k: Builder, emitter: Emitter, step: Launch) -> None:
@@ -284,19 +285,15 @@ def _mm(k: Builder, emitter: Emitter, step: Launch) -> None:
     out = emitter.hbm[emitter.schedule.stored[result]]
     terms = [_dense(emitter, v) for v in step.kernel.inputs]
     (batch, m, n, depth), left = step.kernel.params["shape"], step.kernel.params["left"]
-    fmt = HbmFormat.BF16 if result.dtype == torch.bfloat16 else HbmFormat.FP32
     size = item_bytes(result.dtype)
     for i in range(batch):
         pairs = [
-            (
-                replace(a, offset=a.offset + 2 * (i % left) * m * depth),
-                replace(b, offset=b.offset + 2 * i * depth * n),
-            )
+            (a.beyond(2 * (i % left) * m * depth), b.beyond(2 * i * depth * n))
             for a, b in zip(terms[::2], terms[1::2], strict=True)
         ]
-        c = replace(out, offset=out.offset + size * i * m * n)
         gemm.gemm(
-            k, *pairs[0], c, (m, n, depth), out=fmt, more=pairs[1:],
+            k, *pairs[0], out.beyond(size * i * m * n), (m, n, depth),
+            out=hbm_format(result.dtype), more=pairs[1:],
             transposed=step.kernel.params["transposed"],
         )  # fmt: skip
 
@@ -309,10 +306,7 @@ def _transpose(k: Builder, emitter: Emitter, step: Launch) -> None:
     batch, columns, rows = result.shape
     for i in range(batch):
         at = 2 * i * rows * columns
-        gemm.transpose(
-            k, replace(source, offset=source.offset + at), replace(out, offset=out.offset + at),
-            rows, columns,
-        )  # fmt: skip
+        gemm.transpose(k, source.beyond(at), out.beyond(at), rows, columns)
 
 
 def _assemble(k: Builder, emitter: Emitter, step: Launch) -> None:
@@ -323,16 +317,17 @@ def _assemble(k: Builder, emitter: Emitter, step: Launch) -> None:
             rowwise.run(k, program)
 
 
+def _scratch_bytes(v: Value) -> int:
+    """What a kernel needs behind its result."""
+    makes = isinstance(v, Result) and v.kernel.op == "to_int32"
+    return 2 * v.numel if makes else 0
+
+
 def _to_int32(k: Builder, emitter: Emitter, step: Launch) -> None:
     (result,) = step.results
     out = emitter.hbm[emitter.schedule.stored[result]]
-    half = replace(out, offset=out.offset + 4 * result.numel)
     source = _dense(emitter, step.kernel.inputs[0])
-    indexed.to_int32(k, source, out, half, result.numel)
-
-
-def _format(dtype: torch.dtype) -> HbmFormat:
-    return HbmFormat.BF16 if item_bytes(dtype) == 2 else HbmFormat.FP32
+    indexed.to_int32(k, source, out, out.beyond(4 * result.numel), result.numel)
 
 
 def _gather(k: Builder, emitter: Emitter, step: Launch) -> None:
@@ -341,7 +336,7 @@ def _gather(k: Builder, emitter: Emitter, step: Launch) -> None:
     width = step.kernel.params["width"]
     indexed.gather(
         k, table, index, emitter.hbm[emitter.schedule.stored[result]], count=result.shape[0],
-        width=width, pitch=width * item_bytes(result.dtype), format=_format(result.dtype),
+        width=width, pitch=width * item_bytes(result.dtype), format=hbm_format(result.dtype),
     )  # fmt: skip
 
 
@@ -355,7 +350,7 @@ def _scatter(k: Builder, emitter: Emitter, step: Launch) -> None:
     out = emitter.hbm[emitter.schedule.stored[result]]
     indexed.scatter(
         k, _dense(emitter, source), _dense(emitter, index), out, count=index.numel, width=width,
-        pitch=width * item_bytes(result.dtype), format=_format(result.dtype),
+        pitch=width * item_bytes(result.dtype), format=hbm_format(result.dtype),
     )  # fmt: skip
 
 

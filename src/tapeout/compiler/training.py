@@ -5,8 +5,6 @@ time, the numbers that a schedule changes. Master weights are float32; how many 
 take is PyTorch's setting (`torch.set_float32_matmul_precision("medium")` is one).
 """
 
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from torch import nn
 
 from tapeout.chip import Chip
 
+from .artifact import written_whole
 from .backend import DEFAULT_CHIP, DEFAULT_TARGET, device
 from .executable import Executable, build
 from .operators import decompositions
@@ -237,10 +236,8 @@ class TrainingStep:
         groups = self.optimizer.param_groups
         scalars = torch.tensor([self.rule.scalars(g, self.steps) for g in groups])
         resident = len(self.executable.inputs) - 1 - len(batch)
-        self.device.last = self.executable
-        (loss,) = self.executable.run(
-            self.device.target, [*[None] * resident, scalars, *[t.detach() for t in batch]]
-        )
+        inputs = [*[None] * resident, scalars, *[t.detach() for t in batch]]
+        (loss,) = self.device.run(self.executable, inputs)
         return loss
 
     def pull(self) -> None:
@@ -265,13 +262,5 @@ class TrainingStep:
         from safetensors.torch import save_file
 
         self.pull()
-        path = Path(path)
-        handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=".tapeout-")
-        os.close(handle)
-        try:
-            state = {n: t.contiguous() for n, t in self.model.state_dict().items()}
-            save_file(state, scratch)
-            os.replace(scratch, path)
-        except BaseException:
-            Path(scratch).unlink(missing_ok=True)
-            raise
+        with written_whole(path) as scratch:
+            save_file({n: t.contiguous() for n, t in self.model.state_dict().items()}, scratch)

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from tapeout.isa.dma import HbmFormat
+
 INT_MAX = 1 << 24  # the largest magnitude up to which fp32 holds every integer
 
 Shape = tuple[int, ...]
@@ -27,6 +29,11 @@ DTYPES = (*FLOATS, *INTS, torch.bool)
 def item_bytes(dtype: torch.dtype) -> int:
     """Bytes of an element in HBM: bf16 and booleans two, fp32 and integers four."""
     return 2 if dtype in (torch.bfloat16, torch.bool) else 4
+
+
+def hbm_format(dtype: torch.dtype) -> HbmFormat:
+    """How elements of a type lie in HBM."""
+    return HbmFormat.BF16 if item_bytes(dtype) == 2 else HbmFormat.FP32
 
 
 def numel(shape: Shape) -> int:
@@ -76,7 +83,7 @@ class Number(Value):
 class Map(Value):
     """`op` of its arguments, element by element; they have the map's shape.
 
-    Operations: those of `kernels.rows_program.OPS`.
+    Operations: those of `kernels.rowprogram.OPS`.
     """
 
     op: str
@@ -103,10 +110,9 @@ class Kernel:
 
 @dataclass(eq=False, frozen=True)
 class Result(Value):
-    """Output number `index` of a kernel."""
+    """What a kernel gives."""
 
     kernel: Kernel
-    index: int = 0
 
 
 @dataclass(eq=False, frozen=True)
@@ -157,6 +163,11 @@ def memory_order(v: Value) -> tuple[int, ...]:
         return tuple(range(len(steps)))
     at = iter(sorted((d for d, s in enumerate(steps) if s), key=lambda d: -steps[d]))
     return tuple(next(at) if s else d for d, s in enumerate(steps))
+
+
+def dim_last(rank: int, dim: int) -> tuple[int, ...]:
+    """The order of dimensions that has `dim` last."""
+    return (*(d for d in range(rank) if d != dim), dim)
 
 
 def inverse(order: tuple[int, ...]) -> tuple[int, ...]:
@@ -251,11 +262,6 @@ def reshape(v: Value, new: Shape) -> Value:
         if strides is not None:
             return View(new, v.dtype, copy(permute(v, order)), strides)
     return View(new, v.dtype, copy(v), dense_strides(new))
-
-
-def as_strided(v: Value, shape: Shape, strides: Shape, offset: int) -> Value:
-    """Of the elements of `v` as they would be stored."""
-    return View(shape, v.dtype, copy(v) if isinstance(v, View) else v, strides, offset)
 
 
 def copy(v: Value) -> Value:

@@ -265,7 +265,7 @@ class _Flash:
         for part, hbm, tile in zip(
             slot, (self.k_hbm, self.v_hbm), (self.tall, self.lanes), strict=True
         ):
-            src = replace(hbm, offset=hbm.offset + 2 * first * d)
+            src = hbm.beyond(2 * first * d)
             rows = replace(part, rows=min(size, self.seq.tokens - key))
             load_rows(self.k, rows, src, d, tile, 2 * d, queue=self.k.weights_queue)
         return slot

@@ -235,7 +235,7 @@ class _Gemm:
     ) -> Tensor:
         """A[row.., at..] as tiles of `mxu.rows` lanes."""
         x = replace(slot, rows=rows, width=ceil_div(depth, self.tall) * self.lanes)
-        src = _from(a, 2 * (row * self.depth + at))
+        src = a.beyond(2 * (row * self.depth + at))
         load_rows(self.k, x, src, depth, self.tall, 2 * self.depth, queue=self.k.load_queue)
         return x
 
@@ -246,18 +246,18 @@ class _Gemm:
         if self.transposed:
             tiles = ceil_div(depth, self.tall)
             w = replace(slot, rows=width, width=tiles * self.lanes, tile_stride=width)
-            src = _from(b, 2 * (column * self.depth + at))
+            src = b.beyond(2 * (column * self.depth + at))
             queue = self.k.weights_queue
             load_rows(self.k, w, src, depth, self.tall, 2 * self.depth, queue=queue)
             return replace(w, width=depth)
         w = replace(slot, rows=depth, width=width)
         queue = self.k.weights_queue
         if not self.tiled:
-            src = _from(b, 2 * (at * self.n + column))
+            src = b.beyond(2 * (at * self.n + column))
             load_rows(self.k, w, src, width, self.lanes, 2 * self.n, queue=queue)
             return w
         for first, tiles, span in spans(width, self.lanes):
-            src = _from(b, 2 * (self.depth * (column + first * self.lanes) + at * span))
+            src = b.beyond(2 * (self.depth * (column + first * self.lanes) + at * span))
             load_tiled(self.k, w.tile(first, tiles), src, self.depth, queue=queue)
         return w
 
@@ -265,7 +265,7 @@ class _Gemm:
         size = 4 if self.out == HbmFormat.FP32 else 2
         store_rows(
             self.k, replace(out, rows=rows, width=width),
-            _from(self.c, size * (row * self.n + column)), width, size * self.n, self.out,
+            self.c.beyond(size * (row * self.n + column)), width, size * self.n, self.out,
             queue=self.k.store_queue,
         )  # fmt: skip
 
@@ -288,22 +288,18 @@ def transpose(k: Builder, src: HbmTensor, dst: HbmTensor, rows: int, columns: in
             x, acc, y = next(turns)
             n, m = min(lanes, rows - r), min(tall, columns - c)
             ops.load(
-                k, replace(x, rows=n, width=m), _from(src, 2 * (r * columns + c)),
+                k, replace(x, rows=n, width=m), src.beyond(2 * (r * columns + c)),
                 row_bytes=2 * columns, queue=k.load_queue,
             )  # fmt: skip
             ops.load_stationary(k, x, 0, m, n, transposed=True)
             ops.unload(k, acc)
             ops.vector(k, acc, dst=y, rows=m, tiles=1, width=n)
             ops.store(
-                k, replace(y, rows=m, width=n), _from(dst, 2 * (c * rows + r)),
+                k, replace(y, rows=m, width=n), dst.beyond(2 * (c * rows + r)),
                 row_bytes=2 * rows, queue=k.store_queue,
             )  # fmt: skip
         for tensors in slots:
             k.free(*tensors)
-
-
-def _from(t: HbmTensor, offset: int) -> HbmTensor:
-    return replace(t, offset=t.offset + offset)
 
 
 def tile_columns(b: np.ndarray, lanes: int) -> np.ndarray:

@@ -28,7 +28,7 @@ def to_int32(k: Builder, src: HbmTensor, dst: HbmTensor, scratch: HbmTensor, cou
     with k.scope("to_int32"):
         for first, rows, width in _blocks(k, count):
             n = k.tensor(Kind.VMEM, rows, width)
-            ops.load(k, n, _at(src, 4 * first), format=HbmFormat.FP32, row_bytes=4 * lanes)
+            ops.load(k, n, src.beyond(4 * first), format=HbmFormat.FP32, row_bytes=4 * lanes)
             upper, part = (k.tensor(Kind.VMEM, rows, width) for _ in range(2))
             shape: dict[str, Any] = {"rows": rows, "tiles": 1, "width": width}
             ops.vector(
@@ -44,11 +44,11 @@ def to_int32(k: Builder, src: HbmTensor, dst: HbmTensor, scratch: HbmTensor, cou
             high = k.tensor(Kind.SPM_FP32, rows, width, avoid=(low,))
             ops.vector(k, upper, EXPOSE, dst=high, combine=Combine.ADD, **shape)
             # Low halves of `high` become the high halves of `low`, by way of HBM.
-            there = _at(scratch, 2 * first)
+            there = scratch.beyond(2 * first)
             ops.store(k, _halves(high, 1), there, row_bytes=2 * lanes, queue=k.store_queue)
             ops.load(k, _halves(low, 0), there, row_bytes=2 * lanes, queue=k.load_queue)
             ops.store(
-                k, low, _at(dst, 4 * first), format=HbmFormat.FP32, row_bytes=4 * lanes,
+                k, low, dst.beyond(4 * first), format=HbmFormat.FP32, row_bytes=4 * lanes,
                 queue=k.store_queue,
             )  # fmt: skip
             k.free(n, upper, part, low, high)
@@ -68,10 +68,6 @@ def _blocks(k: Builder, count: int) -> list[tuple[int, int, int]]:
 def _halves(t: Tensor, plane: int) -> Tensor:
     """High (0) or low (1) halves of an fp32 tensor of spm, as rows of 16 bits."""
     return replace(t, kind=Kind.SPM_BF16, base=t.base + plane)
-
-
-def _at(t: HbmTensor, offset: int) -> HbmTensor:
-    return replace(t, offset=t.offset + offset)
 
 
 def gather(
@@ -104,15 +100,15 @@ def _indexed(
             n = min(most, count - first)
             at = k.packed(n)
             ops.load(
-                k, at, _at(index, 4 * first), format=HbmFormat.FP32, rows=1, row_bytes=0,
+                k, at, index.beyond(4 * first), format=HbmFormat.FP32, rows=1, row_bytes=0,
                 tile_bytes=4 * lanes, queue=k.load_queue,
             )  # fmt: skip
             for t in range(0, tiles, chunk):
                 here = min(width - t * lanes, chunk * lanes)
                 x = k.tensor(Kind.VMEM, n, here)
                 far, near = (
-                    _at(table, t * lanes * size),
-                    _at(rows, (first * width + t * lanes) * size),
+                    table.beyond(t * lanes * size),
+                    rows.beyond((first * width + t * lanes) * size),
                 )
                 inside: dict[str, Any] = {"row_bytes": pitch, "index": at, "format": fmt}
                 dense: dict[str, Any] = {"row_bytes": width * size, "format": fmt}

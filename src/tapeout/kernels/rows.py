@@ -1,7 +1,5 @@
 """Row-major matrices of HBM to and from column tiles on chip."""
 
-from dataclasses import replace
-
 from tapeout.isa import Count, HbmAddr, dma
 from tapeout.isa.dma import HbmFormat
 from tapeout.lang import Builder, HbmTensor, Tensor
@@ -51,7 +49,7 @@ def _move(
         across = t.tile_stride if tiles > 1 else t.row_stride
         k.emit(
             queue, cls, accesses,
-            hbm=k.hbm(queue, replace(hbm, offset=hbm.offset + first * tile_bytes)),
+            hbm=k.hbm(queue, hbm.beyond(first * tile_bytes)),
             format=fmt, row=k.addr(queue, t.base + first * t.tile_stride, t.reg), lanes=lanes,
             rows=Count(tiles), row_bytes=tile_bytes, row_stride=across,
             outer=Count(t.rows), outer_bytes=pitch_bytes, outer_rows=t.row_stride,

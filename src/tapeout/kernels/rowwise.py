@@ -11,141 +11,32 @@ they are. Otherwise elements come one a row, and the vector unit packs them: a r
 writes lane m of a packed row.
 """
 
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from tapeout.isa import Count, HbmAddr, Kind, dma
-from tapeout.isa.dma import HbmFormat
 from tapeout.isa.vpu import Combine, Combine2, Function, Reduce
 from tapeout.lang import Builder, ChipTooSmall, HbmTensor, Tensor, ops
 from tapeout.lang.builder import VMEM_BLOCK
 
-COMBINES = {
-    "add": Combine.ADD, "sub": Combine.SUB, "mul": Combine.MUL, "fma": Combine.FMA,
-    "fms": Combine.FMS, "max": Combine.MAX, "min": Combine.MIN, "select": Combine.SELECT,
-    "ge": Combine.GE, "gt": Combine.GT, "eq": Combine.EQ,
-}  # fmt: skip
-SECOND = {
-    "add": Combine2.ADD, "sub": Combine2.SUB, "mul": Combine2.MUL, "max": Combine2.MAX,
-    "min": Combine2.MIN, "rsub": Combine2.RSUB,
-}  # fmt: skip
-FUNCTIONS = {f.name.lower(): f for f in Function if f != Function.NONE}
-COMMUTE = ("add", "mul", "max", "min", "eq", "fma", "fms")  # in their first two operands
-REDUCES = {"sum": Reduce.SUM, "max": Reduce.MAX}
-SECOND_OF = {"sum": "add", "max": "max"}  # the operation that joins two parts
-OPS = (*COMBINES, *FUNCTIONS, "copy", "bf16")
-
-FULL, STAT, VECTOR = "full", "stat", "vector"
-
-
-@dataclass(frozen=True)
-class Place:
-    """A strided tensor in HBM over the domain.
-
-    Attributes:
-        strides: elements, of each dimension of rows and of the lanes.
-        offset: elements from the start of `hbm`.
-    """
-
-    hbm: HbmTensor
-    format: HbmFormat
-    strides: tuple[int, ...]
-    offset: int = 0
-
-    @property
-    def size(self) -> int:
-        """Bytes of an element."""
-        return self.format.format.bits // 8
-
-    def at(self, element: int) -> HbmTensor:
-        return replace(self.hbm, offset=self.hbm.offset + self.size * (self.offset + element))
-
-
-Arg = int | float  # a node's number, or a constant
-
-
-@dataclass
-class Node:
-    """One value. `op`: "load", one of `OPS`, or "reduce" (how: `REDUCES`)."""
-
-    op: str
-    args: tuple[Arg, ...] = ()
-    place: Place | None = None
-    how: str = ""
-    form: str = FULL
-
-
-@dataclass
-class RowProgram:
-    """What to compute over rows `dims` x lanes `width`.
-
-    Attributes:
-        stores: (node, place) pairs; a stat is stored where the place's stride along lanes is 0.
-    """
-
-    dims: tuple[int, ...]
-    width: int
-    nodes: list[Node] = field(default_factory=list)
-    stores: list[tuple[int, Place]] = field(default_factory=list)
-
-    def add(self, node: Node) -> int:
-        node.form = self._form(node)
-        self.nodes.append(node)
-        return len(self.nodes) - 1
-
-    def load(self, place: Place) -> int:
-        for number, node in enumerate(self.nodes):
-            if node.place == place:
-                return number
-        return self.add(Node("load", place=place))
-
-    def op(self, name: str, *args: Arg) -> int:
-        assert name in OPS, name
-        return self.add(Node(name, args))
-
-    def reduce(self, how: str, arg: int) -> int:
-        return self.add(Node("reduce", (arg,), how=how))
-
-    def full(self, arg: Arg) -> int:
-        """`arg` in every lane of every row."""
-        return self.add(Node("spread", (arg,)))
-
-    @property
-    def rows(self) -> int:
-        return math.prod(self.dims)
-
-    def _form(self, node: Node) -> str:
-        if node.op == "reduce":
-            return STAT
-        if node.op == "spread":
-            return FULL
-        if node.place is not None:
-            *rows, lane = node.place.strides
-            if lane == 0 and self.width > 1:
-                return STAT
-            still = all(s == 0 for s, n in zip(rows, self.dims, strict=True) if n > 1)
-            return VECTOR if still and self.rows > 1 else FULL
-        forms = {self.nodes[a].form for a in node.args if isinstance(a, int)}
-        return forms.pop() if len(forms) == 1 else FULL
-
-
-@dataclass
-class Step:
-    """One `vpu.map`: `combine` of operands, `function`, `second` with d, and a reduction."""
-
-    node: int  # whose value is stored; -1: none
-    form: str
-    combine: str = ""
-    operands: tuple[Arg, ...] = ()
-    function: str = ""
-    second: str = ""
-    d: Arg | None = None
-    reduce: int = -1  # node of the reduction
-
-    @property
-    def reads(self) -> tuple[Arg, ...]:
-        return (*self.operands, *(() if self.d is None else (self.d,)))
+from .rowprogram import (
+    COMBINES,
+    COMMUTE,
+    FULL,
+    FUNCTIONS,
+    REDUCES,
+    SECOND,
+    SECOND_OF,
+    STAT,
+    VECTOR,
+    Arg,
+    Place,
+    RowProgram,
+    Step,
+    merged,
+    pieces,
+    steps_of,
+)
 
 
 def run(k: Builder, program: RowProgram) -> None:
@@ -217,75 +108,6 @@ def _padded(rows: int) -> int:
     return -(-rows // VMEM_BLOCK) * VMEM_BLOCK
 
 
-def _steps(program: RowProgram, keep: set[int]) -> list[Step]:
-    """Nodes as vector instructions, up to three of them in one; `keep` must be stored."""
-    nodes = program.nodes
-    uses = [0] * len(nodes)
-    alive = [n in keep for n in range(len(nodes))]
-    for number in reversed(range(len(nodes))):
-        for a in nodes[number].args if alive[number] else ():
-            if isinstance(a, int):
-                uses[a] += 1
-                alive[a] = True
-    steps: dict[int, Step] = {}
-    order: list[int] = []
-    absorbed: set[int] = set()
-
-    def alone(arg: Arg, form: str) -> Step | None:
-        """The step of a value that only this use needs."""
-        if not isinstance(arg, int) or arg in keep or uses[arg] != 1 or nodes[arg].form != form:
-            return None
-        step = steps.get(arg)
-        if step is None or step.second or step.reduce >= 0 or nodes[arg].op == "bf16":
-            return None
-        return step
-
-    for number, node in enumerate(nodes):
-        if node.op == "load" or not alive[number]:
-            continue
-        if node.op == "reduce":
-            (arg,) = node.args
-            assert isinstance(arg, int)
-            source = steps.get(arg)
-            if (
-                source is not None and source.form == FULL and source.reduce < 0
-                and nodes[arg].op != "bf16"
-            ):  # fmt: skip
-                source.reduce = number
-                if uses[arg] == 1 and arg not in keep:
-                    source.node = -1
-                continue
-            steps[number] = Step(-1, FULL, "", (arg,), reduce=number)
-            order.append(number)
-            continue
-        step = Step(number, node.form)
-        if node.op in FUNCTIONS:
-            inner = alone(node.args[0], node.form)
-            if inner is not None and not inner.function:
-                absorbed.add(inner.node)
-                step = replace(inner, node=number, function=node.op)
-            else:
-                step.operands, step.function = node.args, node.op
-        elif node.op == "spread" and isinstance(node.args[0], int):
-            step.combine, step.operands = "mul", (1.0, *node.args)
-        elif node.op in ("copy", "bf16", "spread"):
-            step.operands = node.args
-        else:
-            step.combine, step.operands = node.op, node.args
-            if node.op in SECOND:
-                a, b = node.args
-                swapped = "rsub" if node.op == "sub" else node.op
-                for u, d, second in ((a, b, node.op), (b, a, swapped)):
-                    inner = alone(u, node.form)
-                    if inner is not None and u != d:
-                        absorbed.add(inner.node)
-                        step = replace(inner, node=number, second=second, d=d)
-                        break
-        steps[number] = step
-        order.append(number)
-    return [steps[n] for n in order if n not in absorbed]
-
-
 class _Rows:
     """Traces one program."""
 
@@ -293,7 +115,7 @@ class _Rows:
         self.k, self.p, self.lanes = k, program, k.chip.lanes
         self.tiles = -(-program.width // self.lanes)
         self.keep = {n for n, _ in program.stores}
-        self.steps = _steps(program, self.keep)
+        self.steps = steps_of(program, self.keep)
         self.level = self._levels()
         read = {a for step in self.steps for a in step.reads} | self.keep
         self.scalar_loads = [
@@ -649,19 +471,23 @@ class _Block:
         first = span[0] * self.lanes * lane
         if lane in (0, 1):
             self._rows_of(t, place, rows, strides, first, load=True)
-            return
-        width, count = self._width(span), rows[1] - rows[0]
-        if count >= width:  # column by column: element m of a column is row m of a lane
-            for w in range(width):
-                column = replace(t.tile(w // self.lanes), width=1)
-                self._rows_of(
-                    column, place, rows, strides, first + w * lane, load=True, lane=w % self.lanes
-                )
-            return
-        for m in range(count):  # row by row: the elements of a row, one a row, are packed
-            at = first + self._element(rows[0] + m, strides)
-            packed = replace(t, base=t.base + m, rows=1)
-            self._gather(packed, place, at, lane, width)
+        elif rows[1] - rows[0] >= t.width:
+            self._columns(t, place, rows, first, load=True)
+        else:
+            for m in range(*rows):  # the elements of a row, one a row, are packed
+                packed = replace(t, base=t.base + m - rows[0], rows=1)
+                self._gather(packed, place, first + self._element(m, strides), lane, t.width)
+
+    def _columns(
+        self, t: Tensor, place: Place, rows: tuple[int, int], first: int, *, load: bool
+    ) -> None:
+        """Column by column: element m of a column is row m of a lane."""
+        *strides, lane = place.strides
+        for w in range(t.width):
+            column = replace(t.tile(w // self.lanes), width=1)
+            self._rows_of(
+                column, place, rows, strides, first + w * lane, load=load, lane=w % self.lanes
+            )
 
     def _gather(self, packed: Tensor, place: Place, at: int, stride: int, width: int) -> None:
         """Row 0 of `packed` = `width` elements, `stride` apart."""
@@ -680,16 +506,11 @@ class _Block:
 
     def _store(self, t: Tensor, place: Place, span: tuple[int, int]) -> None:
         *strides, lane = place.strides
-        first = span[0] * self.lanes * lane
+        rows, first = (self.a, self.b), span[0] * self.lanes * lane
         if lane == 1 or t.width == 1:
-            self._rows_of(t, place, (self.a, self.b), strides, first, load=False)
-            return
-        for w in range(t.width):
-            column = replace(t.tile(w // self.lanes), width=1)
-            self._rows_of(
-                column, place, (self.a, self.b), strides, first + w * lane, load=False,
-                lane=w % self.lanes,
-            )  # fmt: skip
+            self._rows_of(t, place, rows, strides, first, load=False)
+        else:
+            self._columns(t, place, rows, first, load=False)
 
     def _load_stat(self, n: int) -> None:
         """A number a row: packed as it lies, or element by element."""
@@ -697,37 +518,37 @@ class _Block:
         assert place is not None
         t = self._tensor(STAT, (0, 1))
         self.held[n] = t
-        strides = place.strides[:-1]
-        merged = _merged(self.p.dims, strides)
-        if len(merged) == 1 and merged[0][1] == 1:
+        if self._lies_packed(place):
             self._packed_rows(t, place, self.a, load=True)
             return
-        for m in range(0, self.count, self.lanes):
-            here = min(self.lanes, self.count - m)
-            scratch = self.region.tensor(here, 1, 1)
-            low = self.a + m
-            self._rows_of(scratch, place, (low, low + here), list(strides), 0, load=True)
-            self._pack(scratch, replace(t, base=t.base + m // self.lanes), here)
-            self.region.free(scratch)
+        for column, packed, rows in self._packs_of(t):
+            self._rows_of(column, place, rows, list(place.strides[:-1]), 0, load=True)
+            self._pack(column, packed, column.rows)
 
     def _store_stat(self, t: Tensor, place: Place) -> None:
-        merged = _merged(self.p.dims, place.strides[:-1])
-        if len(merged) == 1 and merged[0][1] == 1:
+        if self._lies_packed(place):
             self._packed_rows(t, place, self.a, load=False)
             return
-        for m in range(0, self.count, self.lanes):
-            here = min(self.lanes, self.count - m)
-            scratch = self.region.tensor(here, 1, 1)
-            source = replace(t, base=t.base + m // self.lanes)
+        for column, packed, rows in self._packs_of(t):
             ops.vector(
-                self.k, 1.0, source.scalars(), dst=scratch, combine=Combine.MUL, rows=here,
+                self.k, 1.0, packed.scalars(), dst=column, combine=Combine.MUL, rows=column.rows,
                 tiles=1, width=1,
             )  # fmt: skip
+            self._rows_of(column, place, rows, list(place.strides[:-1]), 0, load=False)
+
+    def _lies_packed(self, place: Place) -> bool:
+        """The numbers of all rows follow each other in HBM."""
+        dims = merged(self.p.dims, place.strides[:-1])
+        return len(dims) == 1 and dims[0][1] == 1
+
+    def _packs_of(self, t: Tensor) -> Iterator[tuple[Tensor, Tensor, tuple[int, int]]]:
+        """A column for each packed row of t, that row, and which rows of the domain they are."""
+        for m in range(0, self.count, self.lanes):
+            here = min(self.lanes, self.count - m)
+            column = self.region.tensor(here, 1, 1)
             low = self.a + m
-            self._rows_of(
-                scratch, place, (low, low + here), list(place.strides[:-1]), 0, load=False
-            )
-            self.region.free(scratch)
+            yield column, replace(t, base=t.base + m // self.lanes), (low, low + here)
+            self.region.free(column)
 
     def _packed_rows(self, t: Tensor, place: Place, element: int, *, load: bool) -> None:
         move = ops.load if load else ops.store
@@ -759,7 +580,7 @@ class _Block:
         size, m = place.size, 0
         queue = self.outer.load_queue() if load else self.k.store_queue
         move = ops.load if load else ops.store
-        for at, n, step, outer, outer_step in _pieces(*rows, _merged(dims, strides)):
+        for at, n, step, outer, outer_step in pieces(*rows, merged(dims, strides)):
             for o in range(outer):
                 part = replace(t, base=t.base + m, rows=n)
                 src = place.at(first + at + o * outer_step)
@@ -857,52 +678,3 @@ class _Fold(_Rows):
         last._store(replace(acc, rows=count), self.out, span)
         sums.free(acc)
         return number
-
-
-Dims = list[tuple[int, int]]
-
-
-def _merged(sizes: tuple[int, ...], strides: list[int] | tuple[int, ...]) -> Dims:
-    """(size, stride) of dimensions, neighbours that step alike made one."""
-    out: Dims = []
-    for n, s in zip(sizes, strides, strict=True):
-        if n == 1:
-            continue
-        if out and out[-1][1] == s * n:
-            out[-1] = (out[-1][0] * n, s)
-        else:
-            out.append((n, s))
-    return out or [(1, 1)]
-
-
-def _pieces(a: int, b: int, dims: Dims) -> Iterator[tuple[int, int, int, int, int]]:
-    """(offset, rows, stride, runs, their stride) of the rows [a, b) of dims, in order.
-
-    Strides that no transfer has (negative ones) give rows one by one.
-    """
-    if a >= b:
-        return
-    if len(dims) == 1:
-        step = dims[0][1]
-        if step >= 0:
-            yield a * step, b - a, step, 1, 0
-        else:
-            yield from ((i * step, 1, 0, 1, 0) for i in range(a, b))
-        return
-    inner = math.prod(n for n, _ in dims[1:])
-    stride = dims[0][1]
-    i = a // inner
-    if a % inner or b < (i + 1) * inner:
-        end = min(b, (i + 1) * inner)
-        for at, *rest in _pieces(a - i * inner, end - i * inner, dims[1:]):
-            yield (at + i * stride, *rest)  # type: ignore[misc]
-        yield from _pieces(end, b, dims)
-        return
-    whole = b // inner - i
-    if len(dims) == 2 and dims[1][1] >= 0 and stride >= 0:
-        yield i * stride, inner, dims[1][1], whole, stride
-    else:
-        for j in range(i, i + whole):
-            for at, *rest in _pieces(0, inner, dims[1:]):
-                yield (at + j * stride, *rest)  # type: ignore[misc]
-    yield from _pieces((i + whole) * inner, b, dims)

@@ -314,7 +314,8 @@ class Builder:
             node.drain = True
             gained = {queue: index - 1}
         else:
-            if not inside and self._outstanding(before, at, queue) >= self._limit:
+            known = self.streams[before][at].clock
+            if not inside and self._outstanding(before, queue, known) >= self._limit:
                 at = self._leave(before, len(self.streams[before]) - 1)  # one token for many
             self._token(before, at, queue, index, _INSIDE if inside else _STRAIGHT)
             gained = {**self.streams[before][at].clock, before: at}
@@ -394,19 +395,17 @@ class Builder:
         """Tokens of a channel that its producer may know nothing of."""
         return self.chip.tokens.capacity - _SLACK
 
-    def _outstanding(self, producer: int, at: int, consumer: int) -> int:
-        """Tokens that node `at` of the producer does not know to be taken."""
+    def _outstanding(self, producer: int, consumer: int, clock: dict[int, int]) -> int:
+        """Tokens that the producer, at this clock, does not know to be taken."""
         nodes = self.taken.get((producer, consumer), [])
-        known = self.streams[producer][at].clock.get(consumer, -1)
-        return len(nodes) - bisect.bisect_right(nodes, known)
+        return len(nodes) - bisect.bisect_right(nodes, clock.get(consumer, -1))
 
     def _bound(self, queue: int, index: int) -> None:
         """Waits until no channel from this queue can overflow: its consumers have taken tokens."""
         for (producer, consumer), nodes in list(self.taken.items()):
             if producer != queue:
                 continue
-            known = self.clocks[queue].get(consumer, -1)
-            if len(nodes) - bisect.bisect_right(nodes, known) >= self._limit:
+            if self._outstanding(queue, consumer, self.clocks[queue]) >= self._limit:
                 keep = min(_KNOWN, self._limit // 2)
                 self._order(queue, index, consumer, self._leave(consumer, nodes[-keep]))
 

@@ -88,5 +88,9 @@ class HbmTensor:
     def at(self, reg: Scalar | LoopVar, offset: int = 0) -> "HbmTensor":
         return replace(self, reg=reg, offset=self.offset + offset)
 
+    def beyond(self, offset: int) -> "HbmTensor":
+        """The same tensor seen from `offset` bytes on."""
+        return replace(self, offset=self.offset + offset)
+
     def slice(self, offset: int, nbytes: int) -> "HbmTensor":
         return replace(self, offset=self.offset + offset, bytes=nbytes)

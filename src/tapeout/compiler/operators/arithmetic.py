@@ -4,8 +4,9 @@ Helpers broadcast their arguments and take numbers. Accuracy where a function is
 error stated, in ulp of fp32, measured by tests/compiler.
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -35,6 +36,11 @@ def apply(op: str, *args: Input, dtype: torch.dtype = F32) -> Value:
 
 def add(a: Input, b: Input) -> Value:
     return apply("add", a, b)
+
+
+def total(values: Iterable[Value]) -> Value:
+    """The sum of one value or more, from the first on."""
+    return functools.reduce(add, values)
 
 
 def sub(a: Input, b: Input) -> Value:

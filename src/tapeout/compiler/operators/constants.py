@@ -17,6 +17,7 @@ from .registry import Meta, aten, cast, lowering
 
 @lowering(
     aten.full.default, aten.full_like.default, aten.fill.Scalar, aten.scalar_tensor.default,
+    aten.new_full.default,
 )  # fmt: skip
 def _full(meta: Meta, *args: Any, **__: Any) -> Value:
     return cast(args[-1], meta)
@@ -34,11 +35,6 @@ def _zeros(meta: Meta, *_: Any, **__: Any) -> Value:
 @lowering(aten.ones.default, aten.ones_like.default, aten.new_ones.default)
 def _ones(meta: Meta, *_: Any, **__: Any) -> Value:
     return Number(meta.shape, meta.dtype, 1.0)
-
-
-@lowering(aten.new_full.default)
-def _new_full(meta: Meta, _: Value, __: Any, fill: float, **___: Any) -> Value:
-    return Number(meta.shape, meta.dtype, float(fill))
 
 
 def counting(n: int) -> Value:

@@ -14,10 +14,11 @@ from tapeout.compiler.values import (
 )
 
 from . import arithmetic as ar
+from .parts import padded
 from .products import matmul
 from .reductions import reduce
 from .registry import Meta, aten, lowering, typed
-from .windows import padded, per_dimension, spread_out, windows
+from .windows import per_dimension, spread_out, windows
 
 
 def _columns(

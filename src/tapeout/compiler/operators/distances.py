@@ -13,7 +13,7 @@ from tapeout.compiler.values import (
 
 from . import arithmetic as ar
 from .constants import constant
-from .indexing import summed_by, take_rows
+from .indexing import hits, summed_by, take_rows
 from .reductions import reduce
 from .registry import Meta, aten, lowering, typed
 
@@ -96,3 +96,15 @@ def _pdist_backward(meta: Meta, grad: Value, x: Value, p: float, distance: Value
     each = typed(_norm_gradient(ar.sub(a, b), g, far, float(p)), Meta(a.shape, torch.float32))
     gone, come = (summed_by(e, n, each) for e in ends)
     return typed(ar.sub(gone, come), meta)
+
+
+@lowering(aten.embedding_renorm.default)
+def _embedding_renorm(
+    meta: Meta, weight: Value, index: Value, max_norm: float, norm_type: float
+) -> Value:
+    """Rows that are looked up have a norm of at most `max_norm`."""
+    used = reduce("max", hits(index, weight.shape[0]), (1,), keep=True)
+    length = v.unsqueeze(norm(weight, float(norm_type), 1), 1)
+    scale = ar.mul(ar.reciprocal(ar.add(length, 1e-7)), float(max_norm))
+    over = ar.mul(used, ar.gt(length, float(max_norm)))
+    return typed(ar.where(over, ar.mul(weight, scale), weight), meta)

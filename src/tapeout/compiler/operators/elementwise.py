@@ -161,18 +161,17 @@ def _clamp(meta: Meta, x: Value, min: Any = None, max: Any = None) -> Value:
 
 def _bits(a: Any, b: Any, combine: Callable[[Value, Value], Value]) -> Value:
     """`combine` of the bits of two integers, held as 25 bits of two's complement."""
-    total: Value | None = None
-    for bit in range(25):
+
+    def part(bit: int) -> Value:
         scale = 2.0**-bit
         x, y = (
             ar.sub(ar.floor(ar.mul(n, scale)), ar.mul(ar.floor(ar.mul(n, scale / 2)), 2.0))
             for n in (a, b)
         )
         weight = 2.0**bit if bit < 24 else -(2.0**24)
-        part = ar.mul(combine(x, y), weight)
-        total = part if total is None else ar.add(total, part)
-    assert total is not None
-    return total
+        return ar.mul(combine(x, y), weight)
+
+    return ar.total(part(bit) for bit in range(25))
 
 
 def _bitwise(name: str, of_truths: Callable[..., Value], bits: Callable[..., Value]) -> None:

@@ -12,7 +12,7 @@ from tapeout.compiler.values import (
 
 from . import arithmetic as ar
 from .constants import counting
-from .parts import assemble
+from .parts import within
 from .products import matmul
 from .reductions import reduce
 from .registry import LOWERINGS, Meta, Unsupported, aten, typed
@@ -26,18 +26,14 @@ def _grouped_mm(meta: Meta, x: Value, w: Value, offs: Value | None = None, *_: A
     if len(x.shape) != 2 or len(w.shape) != 3 or offs is None:
         raise Unsupported("a grouped product other than of rows with a matrix for each group")
     rows, experts = x.shape[0], w.shape[0]
-    products = matmul(v.unsqueeze(x, 0), w, torch.float32) if rows else x
     if 0 in meta.shape:
         return Number(meta.shape, meta.dtype, 0.0)
+    products = matmul(v.unsqueeze(x, 0), w, torch.float32)
     row = v.reshape(counting(rows), (1, rows, 1))
     end = v.reshape(offs, (experts, 1, 1))
     before = ar.gt(end, row)  # the group of a row is the first that ends behind it
     earlier = v.narrow(before, 0, 0, experts - 1)
-    start = Number((1, rows, 1), before.dtype, 0.0)
-    previous = assemble(
-        Meta(before.shape, before.dtype),
-        [(start, v.dense_strides(before.shape), 0), (earlier, v.dense_strides(before.shape), rows)],
-    )
+    previous = within(before.shape, 0.0, earlier, v.dense_strides(before.shape), rows)
     own = ar.where(previous, 0.0, before)
     chosen = ar.where(own, products, 0.0)
     return typed(reduce("sum", chosen, (0,), keep=False, dtype=torch.float32), meta)

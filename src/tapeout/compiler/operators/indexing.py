@@ -86,16 +86,14 @@ def _linear(sizes: Sequence[int], index: Sequence[Value]) -> Value:
     return total
 
 
-def _back(y: Value, at: list[int], index_rank: int, rank: int) -> Value:
-    """Index dimensions, which come first, where PyTorch has them: at the first of neighbours."""
-    if at != list(range(at[0], at[0] + len(at))) or at[0] == 0:
-        return y
-    before = at[0]
-    order = [
+def _shown(at: list[int], index_rank: int, rank: int) -> tuple[int, ...]:
+    """Index dimensions come first here; the order in which PyTorch has them: at the first of
+    indexed dimensions, if these are neighbours."""
+    before = at[0] if at == list(range(at[0], at[0] + len(at))) else 0
+    return (
         *range(index_rank, index_rank + before), *range(index_rank),
-        *range(index_rank + before, len(y.shape)),
-    ]  # fmt: skip
-    return v.permute(y, tuple(order))
+        *range(index_rank + before, rank),
+    )  # fmt: skip
 
 
 @lowering(aten.index.Tensor, aten._unsafe_index.Tensor)
@@ -107,7 +105,30 @@ def _index(meta: Meta, x: Value, indices: Sequence[Value | None]) -> Value:
         return Number(meta.shape, meta.dtype, 0.0)
     rows = take_rows(first, math.prod(sizes), _linear(sizes, index))
     y = v.reshape(rows, (*index[0].shape, *rest))
-    return _back(y, at, len(index[0].shape), len(x.shape))
+    return v.permute(y, _shown(at, len(index[0].shape), len(y.shape)))
+
+
+@lowering(aten.masked_scatter.default)
+def _masked_scatter(meta: Meta, x: Value, mask: Value, source: Value) -> Value:
+    """Elements of source, in order, where the mask holds."""
+    if not meta.shape or 0 in meta.shape or not source.numel:
+        if source.numel and 0 not in meta.shape:
+            first = v.reshape(v.narrow(_flat(source), 0, 0, 1), meta.shape)
+            return typed(ar.where(mask, first, x), meta)
+        return x
+    full = v.expand(mask, meta.shape)
+    place = ar.minimum(ar.maximum(_place(_flat(full)), 0.0), float(source.numel - 1))
+    picked = v.reshape(take_rows(source, source.numel, place), meta.shape)
+    return typed(ar.where(full, picked, x), meta)
+
+
+def _place(mask: Value) -> Value:
+    """How many elements of a mask [n] hold before each that does."""
+    return ar.sub(running_sum(mask, 0), 1.0)
+
+
+def _flat(x: Value) -> Value:
+    return v.reshape(x, (x.numel,))
 
 
 @lowering(aten.masked_scatter_backward.default)
@@ -117,9 +138,8 @@ def _masked_scatter_backward(meta: Meta, grad: Value, mask: Value, sizes: Sequen
     full = v.expand(mask, grad.shape)
     if not n or not grad.numel:
         return Number(meta.shape, meta.dtype, 0.0)
-    flat = v.reshape(full, (full.numel,))
-    place = ar.minimum(ar.sub(running_sum(flat, 0), 1.0), float(n))
-    place = ar.where(flat, place, float(n))
+    flat = _flat(full)
+    place = ar.where(flat, ar.minimum(_place(flat), float(n)), float(n))
     source = v.reshape(grad, (grad.numel, 1))
     table = put_rows(v.copy(Number((n + 1,), grad.dtype, 0.0)), n + 1, place, source)
     return typed(v.reshape(v.narrow(table, 0, 0, n), meta.shape), meta)
@@ -151,19 +171,14 @@ def _index_put(
     first, at, index = _indexed_first(x, indices)
     sizes = [x.shape[d] for d in at]
     rest = tuple(x.shape[d] for d in range(len(x.shape)) if d not in at)
-    rank = len(index[0].shape)
     shape = (*index[0].shape, *rest)
     if 0 in shape:
         return x
-    # values broadcast to the result of indexing, whose index dimensions may stand inside
-    order = list(range(len(shape)))
-    if at == list(range(at[0], at[0] + len(at))) and at[0]:
-        order = [*range(rank, rank + at[0]), *range(rank), *range(rank + at[0], len(shape))]
-    given = v.expand(values, tuple(shape[d] for d in order))
-    src = v.permute(given, tuple(order.index(d) for d in range(len(order))))
+    order = _shown(at, len(index[0].shape), len(shape))  # values broadcast to it
+    src = v.permute(v.expand(values, tuple(shape[d] for d in order)), v.inverse(order))
     width = math.prod(rest)
     src = v.reshape(src, (index[0].numel, width))
-    linear = v.reshape(_linear(sizes, index), (index[0].numel,))
+    linear = _flat(_linear(sizes, index))
     rows = math.prod(sizes)
     if accumulate:
         table = v.reshape(first, (rows, width))
@@ -171,8 +186,7 @@ def _index_put(
     else:
         y = put_rows(v.reshape(first, (rows, width)), rows, linear, src)
     y = v.reshape(y, first.shape)
-    back = [*at, *(d for d in range(len(x.shape)) if d not in at)]
-    return v.permute(y, tuple(back.index(d) for d in range(len(back))))
+    return v.permute(y, v.inverse((*at, *(d for d in range(len(x.shape)) if d not in at))))
 
 
 def _masked_put(
@@ -186,37 +200,23 @@ def _masked_put(
     if values.numel == 1:
         given = v.expand(v.reshape(values, ()), x.shape)
     elif first == 0 and values.shape[1:] == x.shape[len(mask.shape) :]:
-        flat = v.reshape(mask, (mask.numel,))
-        place = ar.maximum(ar.sub(running_sum(flat, 0), 1.0), 0.0)
-        rows = take_rows(values, values.shape[0], ar.minimum(place, values.shape[0] - 1.0))
+        place = ar.minimum(ar.maximum(_place(_flat(mask)), 0.0), values.shape[0] - 1.0)
+        rows = take_rows(values, values.shape[0], place)
         given = v.reshape(rows, x.shape)
     else:
         raise Unsupported("values for a mask that do not come row by row")
     return typed(ar.where(whole, ar.add(x, given) if accumulate else given, x), meta)
 
 
-@lowering(aten.embedding_renorm.default)
-def _embedding_renorm(
-    meta: Meta, weight: Value, index: Value, max_norm: float, norm_type: float
-) -> Value:
-    """Rows that are looked up have a norm of at most `max_norm`."""
-    from .distances import norm
-
-    rows = weight.shape[0]
-    n = index.numel
-    number = v.expand(v.reshape(index, (1, n)), (rows, n))
-    used = reduce("max", ar.eq(number, along(0, (rows, n))), (1,), keep=True)
-    length = v.unsqueeze(norm(weight, float(norm_type), 1), 1)
-    scale = ar.mul(ar.reciprocal(ar.add(length, 1e-7)), float(max_norm))
-    over = ar.mul(used, ar.gt(length, float(max_norm)))
-    return typed(ar.where(over, ar.mul(weight, scale), weight), meta)
+def hits(index: Value, rows: int) -> Value:
+    """[rows, index.numel]: 1 where an index is the row's number."""
+    shape = (rows, index.numel)
+    return ar.eq(v.expand(v.reshape(index, (1, index.numel)), shape), along(0, shape))
 
 
 def summed_by(index: Value, rows: int, src: Value) -> Value:
     """[rows, width]: in each row the sum of the rows of src [n, width] with that number."""
-    n = index.numel
-    number = v.expand(v.reshape(index, (1, n)), (rows, n))
-    hot = v.retyped(ar.eq(number, along(0, (rows, n))), torch.bfloat16)
+    hot = v.retyped(hits(index, rows), torch.bfloat16)
     total = matmul(
         v.unsqueeze(hot, 0), v.unsqueeze(v.retyped(src, torch.float32), 0), torch.float32,
         precision="highest",
@@ -282,7 +282,7 @@ def _scatter(meta: Meta, x: Value, dim: int, index: Value, src: Any) -> Value:
     return put_rows(v.copy(x), x.numel, linear, source)
 
 
-def _by_target(x: Value, dim: int, index: Value, src: Value) -> tuple[Value, Value, int, Shape]:
+def _by_target(x: Value, dim: int, index: Value, src: Value) -> tuple[Value, Value]:
     """(hit, src) over [.., target, entry ..]: whether an entry of src goes to a target.
 
     The dimension of targets comes at `dim`, that of entries behind it; others are as the index's.
@@ -292,7 +292,7 @@ def _by_target(x: Value, dim: int, index: Value, src: Value) -> tuple[Value, Val
     whole = tuple(shape)
     number = v.expand(v.unsqueeze(index, dim), whole)
     values = v.expand(v.unsqueeze(src, dim), whole)
-    return ar.eq(number, along(dim, whole)), values, dim + 1, whole
+    return ar.eq(number, along(dim, whole)), values
 
 
 def _scatter_reduce(
@@ -304,7 +304,8 @@ def _scatter_reduce(
         x, index, src = (v.unsqueeze(t, 0) if not t.shape else t for t in (x, index, src))
     dim %= len(x.shape)
     source = _source(src, index, x.dtype)
-    hit, values, entries, _ = _by_target(x, dim, index, source)
+    hit, values = _by_target(x, dim, index, source)
+    entries = dim + 1
     inside = x
     for d, n in enumerate(index.shape):
         if d != dim:

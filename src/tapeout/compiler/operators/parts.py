@@ -44,18 +44,35 @@ def cat(meta: Meta, tensors: Sequence[Value], dim: int = 0) -> Value:
     return assemble(meta, parts)
 
 
+def within(shape: Shape, fill: float, part: Value, strides: Shape, offset: int) -> Value:
+    """A tensor of one number with a part written into it."""
+    rest = Number(shape, part.dtype, fill)
+    return assemble(
+        Meta(shape, part.dtype), [(rest, v.dense_strides(shape), 0), (part, strides, offset)]
+    )
+
+
+def padded(x: Value, pads: Sequence[tuple[int, int]], fill: float) -> Value:
+    """x with (before, after) elements around its last dimensions; negative ones cut off."""
+    first = len(x.shape) - len(pads)
+    for i, (before, after) in enumerate(pads):
+        low, high = max(0, -before), x.shape[first + i] - max(0, -after)
+        x = v.narrow(x, first + i, low, high - low)
+    grow = [(max(0, a), max(0, b)) for a, b in pads]
+    if not any(a or b for a, b in grow):
+        return x
+    shape = (
+        *x.shape[:first],
+        *(n + a + b for n, (a, b) in zip(x.shape[first:], grow, strict=True)),
+    )
+    strides = v.dense_strides(shape)
+    offset = sum(a * s for (a, _), s in zip(grow, strides[first:], strict=True))
+    return within(shape, fill, x, strides, offset)
+
+
 @lowering(aten.constant_pad_nd.default)
 def _pad(meta: Meta, x: Value, pad: Sequence[int], value: float = 0) -> Value:
-    offset = 0
-    strides = v.dense_strides(meta.shape)
-    for i in range(len(pad) // 2):
-        d = len(x.shape) - 1 - i
-        before, after = pad[2 * i], pad[2 * i + 1]
-        low, high = max(0, -before), x.shape[d] - max(0, -after)
-        x = v.narrow(x, d, low, max(0, high - low))
-        offset += max(0, before) * strides[d]
-    fill = Number(meta.shape, meta.dtype, float(value))
-    return assemble(meta, [(fill, strides, 0), (x, strides, offset)])
+    return padded(x, list(zip(pad[::2], pad[1::2], strict=True))[::-1], float(value))
 
 
 @lowering(aten.slice_scatter.default)

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +16,8 @@ from tapeout.compiler.values import (
 
 from . import arithmetic as ar
 from .constants import constant, counting
-from .parts import assemble
-from .products import matmul
+from .parts import padded, within
+from .products import along
 from .reductions import reduce
 from .registry import (
     Meta,
@@ -26,7 +26,7 @@ from .registry import (
     lowering,
     typed,
 )
-from .windows import padded, per_dimension
+from .windows import per_dimension
 
 MOST_SHIFTS = 256  # elements of a pooling window that are written out
 
@@ -46,6 +46,11 @@ def _pool_geometry(
     if math.prod(size) > MOST_SHIFTS:
         raise Unsupported(f"a pooling window of {math.prod(size)} elements (at most {MOST_SHIFTS})")
     return list(size), stride, padding, dilation, pads
+
+
+def _elements(size: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Where the elements of a window stand in it, in row-major order."""
+    return itertools.product(*(range(k) for k in size))
 
 
 def _shifted(
@@ -68,18 +73,19 @@ def _max_pool(
     size, stride, padding, dilation, pads = _pool_geometry(x, size, stride, padding, dilation, out)
     wide = padded(x, pads, -math.inf)
     inner = x.shape[len(x.shape) - len(out) :]
-    best: Value | None = None
-    index: Value | None = None
-    for at in itertools.product(*(range(k) for k in size)):
+
+    def element(at: tuple[int, ...]) -> tuple[Value, Value]:
         here = _shifted(wide, at, stride, dilation, out)
-        number = _window_index(at, stride, padding, dilation, out, inner, here.shape)
-        if best is None or index is None:
-            best, index = v.copy(here), number
-            continue
+        return here, _window_index(at, stride, padding, dilation, out, inner, here.shape)
+
+    first, *others = _elements(size)
+    best, index = element(first)
+    best = v.copy(best)
+    for at in others:
+        here, number = element(at)
         better = ar.maximum(ar.gt(here, best), ar.is_nan(here))
         index = ar.where(better, number, index)
         best = ar.where(better, here, best)
-    assert best is not None and index is not None  # noqa: PT018
     return [typed(best, metas[0]), typed(index, metas[1])]
 
 
@@ -88,17 +94,15 @@ def _window_index(
     out: Shape, inner: Shape, shape: Shape,
 ) -> Value:  # fmt: skip
     """The row-major number, in the input, of element `at` of every window."""
-    total: Value | None = None
     first = len(shape) - len(out)
     steps = v.dense_strides(inner)
     start = sum((k * d - p) * n for k, d, p, n in zip(at, dilation, padding, steps, strict=True))
+    places = []
     for i, (o, s, n) in enumerate(zip(out, stride, steps, strict=True)):
         ones = [1] * len(shape)
         ones[first + i] = o
-        place = ar.mul(v.reshape(counting(o), tuple(ones)), float(s * n))
-        total = place if total is None else ar.add(total, place)
-    assert total is not None
-    return v.expand(ar.add(total, float(start)), shape)
+        places.append(ar.mul(v.reshape(counting(o), tuple(ones)), float(s * n)))
+    return v.expand(ar.add(ar.total(places), float(start)), shape)
 
 
 @lowering(aten.max_pool2d_with_indices.default)
@@ -126,20 +130,19 @@ def _max_pool_backward(
     out = grad.shape[len(grad.shape) - count :]
     size, stride, padding, dilation, pads = _pool_geometry(x, size, stride, padding, dilation, out)
     inner = x.shape[len(x.shape) - count :]
-    f32 = torch.float32
-    total: Value | None = None
-    for at in itertools.product(*(range(k) for k in size)):
+
+    def placed(at: tuple[int, ...]) -> Value:
         number = _window_index(at, stride, padding, dilation, out, inner, grad.shape)
-        part = typed(ar.where(ar.eq(indices, number), grad, 0.0), Meta(grad.shape, f32))
-        placed = _placed(part, at, stride, padding, dilation, inner, pads)
-        total = placed if total is None else ar.add(total, placed)
-    assert total is not None
-    return typed(total, meta)
+        own = ar.where(ar.eq(indices, number), grad, 0.0)
+        part = typed(own, Meta(grad.shape, torch.float32))
+        return _placed(part, at, stride, dilation, inner, pads)
+
+    return typed(ar.total(placed(at) for at in _elements(size)), meta)
 
 
 def _placed(
-    part: Value, at: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int], inner: Shape, pads: Sequence[tuple[int, int]],
+    part: Value, at: Sequence[int], stride: Sequence[int], dilation: Sequence[int], inner: Shape,
+    pads: Sequence[tuple[int, int]],
 ) -> Value:  # fmt: skip
     """Elements of windows where they stand in the input, zeros elsewhere."""
     count = len(inner)
@@ -149,8 +152,7 @@ def _placed(
     dense = v.dense_strides(shape)
     offset = sum(k * d * s for k, d, s in zip(at, dilation, dense[first:], strict=True))
     strides = (*dense[:first], *(s * t for s, t in zip(dense[first:], stride, strict=True)))
-    zeros = Number(shape, part.dtype, 0.0)
-    y = assemble(Meta(shape, part.dtype), [(zeros, dense, 0), (part, strides, offset)])
+    y = within(shape, 0.0, part, strides, offset)
     for i, (n, (a, _)) in enumerate(zip(inner, pads, strict=True)):
         y = v.narrow(y, first + i, a, n)
     return y
@@ -158,7 +160,7 @@ def _placed(
 
 def _counts(
     inner: Shape, out: Shape, size: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-    include: bool, divisor: int | None,
+    include: bool,
 ) -> list[torch.Tensor]:  # fmt: skip
     """By dimension, how many elements a window counts."""
     counts = []
@@ -171,7 +173,7 @@ def _counts(
     return counts
 
 
-def _scale(out: Shape, shape: Shape, counts: Sequence[torch.Tensor], divisor: int | None) -> Value:
+def _scale(shape: Shape, counts: Sequence[torch.Tensor], divisor: int | None) -> Value:
     if divisor:
         return Number(shape, torch.float32, 1.0 / divisor)
     total = counts[0]
@@ -190,14 +192,10 @@ def _avg_pool(
         return Number(meta.shape, meta.dtype, 0.0)
     size, stride, padding, ones, pads = _pool_geometry(x, size, stride, padding, (1,), out)
     wide = padded(x, pads, 0.0)
-    total: Value | None = None
-    for at in itertools.product(*(range(k) for k in size)):
-        here = _shifted(wide, at, stride, ones, out)
-        total = here if total is None else ar.add(total, here)
-    assert total is not None
+    total = ar.total(_shifted(wide, at, stride, ones, out) for at in _elements(size))
     inner = x.shape[len(x.shape) - len(out) :]
-    counts = _counts(inner, out, size, stride, padding, count_include_pad, divisor_override)
-    return typed(ar.mul(total, _scale(out, meta.shape, counts, divisor_override)), meta)
+    counts = _counts(inner, out, size, stride, padding, count_include_pad)
+    return typed(ar.mul(total, _scale(meta.shape, counts, divisor_override)), meta)
 
 
 @lowering(aten.avg_pool1d.default)
@@ -227,15 +225,11 @@ def _avg_pool_backward(
     out = grad.shape[len(grad.shape) - count :]
     size, stride, padding, ones, pads = _pool_geometry(x, size, stride, padding, (1,), out)
     inner = x.shape[len(x.shape) - count :]
-    counts = _counts(inner, out, size, stride, padding, count_include_pad, divisor_override)
-    share = ar.mul(grad, _scale(out, grad.shape, counts, divisor_override))
+    counts = _counts(inner, out, size, stride, padding, count_include_pad)
+    share = ar.mul(grad, _scale(grad.shape, counts, divisor_override))
     share = typed(share, Meta(grad.shape, torch.float32))
-    total: Value | None = None
-    for at in itertools.product(*(range(k) for k in size)):
-        placed = _placed(share, at, stride, padding, ones, inner, pads)
-        total = placed if total is None else ar.add(total, placed)
-    assert total is not None
-    return typed(total, meta)
+    placed = (_placed(share, at, stride, ones, inner, pads) for at in _elements(size))
+    return typed(ar.total(placed), meta)
 
 
 def _averages(n: int, out: int) -> Value:
@@ -245,21 +239,6 @@ def _averages(n: int, out: int) -> Value:
         low, high = o * n // out, -(-(o + 1) * n // out)
         table[low:high, o] = 1.0 / (high - low)
     return constant(table.numpy())
-
-
-def _along(x: Value, dim: int, table: Value) -> Value:
-    """x [.., n, ..] @ table [n, m] along a dimension, in fp32."""
-    n, m = table.shape
-    order = (*(d for d in range(len(x.shape)) if d != dim), dim)
-    y = v.permute(x, order)
-    flat = v.reshape(v.retyped(y, torch.float32), (1, y.numel // n, n))
-    out = v.reshape(matmul_exact(flat, v.unsqueeze(table, 0)), (*y.shape[:-1], m))
-    return v.permute(out, tuple(order.index(d) for d in range(len(order))))
-
-
-def matmul_exact(a: Value, b: Value) -> Value:
-    """A product in all of fp32, whatever precision products of the model have."""
-    return matmul(a, b, torch.float32, precision="highest")
 
 
 @lowering(aten._adaptive_avg_pool2d.default, aten._adaptive_avg_pool3d.default,
@@ -274,7 +253,7 @@ def _adaptive_avg_pool(meta: Meta, x: Value, size: Sequence[int]) -> Value:
             total = reduce("sum", y, (d,), keep=True, dtype=torch.float32)
             y = ar.mul(total, 1.0 / x.shape[d])
         elif meta.shape[d] != x.shape[d]:
-            y = _along(y, d, _averages(x.shape[d], meta.shape[d]))
+            y = along(y, d, _averages(x.shape[d], meta.shape[d]))
     return typed(y, meta)
 
 
@@ -291,5 +270,5 @@ def _adaptive_avg_pool_backward(meta: Meta, grad: Value, x: Value) -> Value:
             y = ar.mul(y, 1.0 / n)
             y = v.expand(y, (*y.shape[:d], n, *y.shape[d + 1 :]))
         else:
-            y = _along(y, d, v.copy(v.permute(_averages(n, m), (1, 0))))
+            y = along(y, d, v.copy(v.permute(_averages(n, m), (1, 0))))
     return typed(y, meta)

@@ -122,16 +122,22 @@ def _cumprod(meta: Meta, x: Value, dim: int, **_: Any) -> Value:
     return typed(scan(v.retyped(x, torch.float32), dim % len(x.shape), ar.mul), meta)
 
 
+def along(x: Value, dim: int, table: Value) -> Value:
+    """x [.., n, ..] @ table [n, m] along a dimension, in all of fp32, whatever precision products
+    of the model have."""
+    n, m = table.shape
+    order = v.dim_last(len(x.shape), dim)
+    y = v.permute(x, order)
+    flat = v.reshape(v.retyped(y, torch.float32), (1, y.numel // n, n))
+    out = matmul(flat, v.unsqueeze(table, 0), torch.float32, precision="highest")
+    return v.permute(v.reshape(out, (*y.shape[:-1], m)), v.inverse(order))
+
+
 def running_sum(x: Value, dim: int) -> Value:
     """Sums of the elements up to each, along `dim`: a product with a triangle of ones."""
     n = x.shape[dim]
-    order = (*(d for d in range(len(x.shape)) if d != dim), dim)
-    rows = v.permute(x, order)
-    flat = v.reshape(v.retyped(rows, torch.float32), (1, x.numel // n, n))
     ones = constant(np.triu(np.ones((n, n), np.float32)))
-    triangle = v.unsqueeze(v.retyped(ones, torch.bfloat16), 0)
-    back = v.reshape(matmul(flat, triangle, torch.float32, precision="highest"), rows.shape)
-    return v.permute(back, tuple(order.index(d) for d in range(len(order))))
+    return along(x, dim, v.retyped(ones, torch.bfloat16))
 
 
 @lowering(aten.cumsum.default)

@@ -69,22 +69,12 @@ def _mean(meta: Meta, x: Value, dim: Any = None, keepdim: bool = False, **_: Any
     return typed(ar.mul(total, 1.0 / count), meta)
 
 
-@lowering(aten.amax.default)
+@lowering(aten.amax.default, aten.max.default)
 def _amax(meta: Meta, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
     return typed(reduce("max", x, dims_of(dim, len(x.shape)), keep=keepdim), meta)
 
 
-@lowering(aten.max.default)
-def _max_all(meta: Meta, x: Value) -> Value:
-    return _amax(meta, x)
-
-
-@lowering(aten.min.default)
-def _min_all(meta: Meta, x: Value) -> Value:
-    return _amin(meta, x)
-
-
-@lowering(aten.amin.default)
+@lowering(aten.amin.default, aten.min.default)
 def _amin(meta: Meta, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
     y = reduce("max", ar.negative(x), dims_of(dim, len(x.shape)), keep=keepdim)
     return typed(ar.negative(y), meta)

@@ -12,9 +12,8 @@ from tapeout.compiler.values import (
 
 from . import arithmetic as ar
 from .indexing import along, take_rows
-from .products import running_sum
 from .reductions import reduce
-from .registry import Meta, aten, lowering, typed
+from .registry import aten, lowering, typed
 
 
 def ranks(x: Value, descending: bool) -> Value:
@@ -38,8 +37,8 @@ def ranks(x: Value, descending: bool) -> Value:
 
 def _sorted(x: Value, dim: int, descending: bool, count: int) -> tuple[Value, Value]:
     """(values, indices) of the first `count` along `dim`."""
-    order = [d for d in range(len(x.shape)) if d != dim] + [dim]
-    y = v.permute(x, tuple(order))
+    order = v.dim_last(len(x.shape), dim)
+    y = v.permute(x, order)
     n = y.shape[-1]
     rank = ranks(y, descending)
     shape = (*y.shape[:-1], count, n)  # [.., place, i]
@@ -53,8 +52,7 @@ def _sorted(x: Value, dim: int, descending: bool, count: int) -> tuple[Value, Va
         if y.shape[d] > 1:
             linear = ar.fma(along(d, index.shape), float(strides[d]), linear)
     found = v.reshape(take_rows(y, y.numel, linear), index.shape)
-    back = tuple(order.index(d) for d in range(len(order)))
-    return v.permute(found, back), v.permute(index, back)
+    return v.permute(found, v.inverse(order)), v.permute(index, v.inverse(order))
 
 
 @lowering(aten.sort.default, aten.sort.stable)
@@ -87,19 +85,3 @@ def _topk(
         return [Number(m.shape, m.dtype, 0.0) for m in metas]
     parts = _sorted(x, dim % len(x.shape), largest, k)
     return [typed(p, m) for p, m in zip(parts, metas, strict=True)]
-
-
-@lowering(aten.masked_scatter.default)
-def _masked_scatter(meta: Meta, x: Value, mask: Value, source: Value) -> Value:
-    """Elements of source, in order, where the mask holds."""
-    if not meta.shape or 0 in meta.shape or not source.numel:
-        if source.numel and 0 not in meta.shape:
-            first = v.reshape(v.narrow(v.reshape(source, (source.numel,)), 0, 0, 1), meta.shape)
-            return typed(ar.where(mask, first, x), meta)
-        return x
-    full = v.expand(mask, meta.shape)
-    flat = v.reshape(full, (full.numel,))
-    place = ar.maximum(ar.sub(running_sum(flat, 0), 1.0), 0.0)
-    place = ar.minimum(place, float(source.numel - 1))
-    picked = v.reshape(take_rows(source, source.numel, place), meta.shape)
-    return typed(ar.where(full, picked, x), meta)

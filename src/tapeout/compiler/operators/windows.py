@@ -10,31 +10,11 @@ from tapeout.compiler.values import (
     View,
 )
 
-from .parts import assemble
-from .registry import Meta
+from .parts import within
 
 
 def per_dimension(value: Sequence[int], count: int) -> list[int]:
     return list(value) * count if len(value) == 1 else list(value)
-
-
-def padded(x: Value, pads: Sequence[tuple[int, int]], fill: float) -> Value:
-    """x with (before, after) elements around its last dimensions; negative ones cut off."""
-    first = len(x.shape) - len(pads)
-    for i, (before, after) in enumerate(pads):
-        low, high = max(0, -before), x.shape[first + i] - max(0, -after)
-        x = v.narrow(x, first + i, low, high - low)
-    grow = [(max(0, a), max(0, b)) for a, b in pads]
-    if not any(a or b for a, b in grow):
-        return x
-    shape = (
-        *x.shape[:first],
-        *(n + a + b for n, (a, b) in zip(x.shape[first:], grow, strict=True)),
-    )
-    strides = v.dense_strides(shape)
-    offset = sum(a * s for (a, _), s in zip(grow, strides[first:], strict=True))
-    border = Number(shape, x.dtype, fill)
-    return assemble(Meta(shape, x.dtype), [(border, strides, 0), (x, strides, offset)])
 
 
 def windows(
@@ -66,5 +46,4 @@ def spread_out(x: Value, stride: Sequence[int]) -> Value:
     )
     dense = v.dense_strides(shape)
     strides = (*dense[:first], *(a * s for a, s in zip(dense[first:], stride, strict=True)))
-    zeros = Number(shape, x.dtype, 0.0)
-    return assemble(Meta(shape, x.dtype), [(zeros, dense, 0), (x, strides, 0)])
+    return within(shape, 0.0, x, strides, 0)
