@@ -3,13 +3,12 @@
 For each operator of the Core ATen list that the database has, each sample in float32, bfloat16,
 int64 and bool (as far as the operator takes them) runs forward, and backward where it is
 differentiable. An operator passes if all its samples do. The report is
-benchmarks/results/opinfo.json; docs/operators.md is made from it.
+benchmarks/results/opinfo.json; docs/generated/operators.md is made from it.
 
     python benchmarks/opinfo.py [--chip solo] [--only NAME ...] [--jobs 2]
 """
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -17,12 +16,10 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from machine import describe
+from reports import run_all
 
 DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.bool)
 
@@ -36,6 +33,7 @@ FORWARD = {torch.float32: (1e-5, 1e-5), torch.bfloat16: (1.6e-2, 1.6e-2)}
 BACKWARD = {torch.float32: (1e-4, 1e-4), torch.bfloat16: (5e-2, 5e-2)}
 # 2^(b log2 a): log2's error, in units of 2^-24, grows with the exponent of the result.
 POWER = (1e-4, 1e-5)
+LIMIT_S = 3600  # for all samples of an operator
 # Results that hold anything: shape and type are compared.
 FREE = ("empty", "empty_strided")
 # Results that differ from run to run: the distribution is compared.
@@ -283,7 +281,7 @@ def check(core: str, chip_name: str) -> dict:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     chip = load(chip_name)
-    report = {"name": core, "samples": 0, "passed": 0, "failures": []}
+    report = {"samples": 0, "passed": 0, "failures": [], "seconds": 0.0}
     start = time.perf_counter()
     reasons: Counter = Counter()
     found = entries(core)
@@ -332,33 +330,28 @@ def main() -> None:
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--resume", action="store_true", help="go on from --output")
     options = parser.parse_args()
-    names = options.only or core_operators()
-    reports = []
-    with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
-        runs: dict = {}  # operators with the same samples are run once
-        for name in names:
-            samples_of = NAMES.get(name, name), VARIANTS.get(name), name == "pow", name in RANDOM
-            if samples_of not in runs:
-                runs[samples_of] = pool.submit(check, name, options.chip)
-            runs[name] = runs[samples_of]
-        for name in names:
-            future = runs[name]
-            try:
-                report = {**future.result(timeout=3600), "name": name}
-            except Exception as error:
-                report = {"name": name, "samples": 0, "passed": 0, "failures": [[repr(error), 1]]}
-            reports.append(report)
-            good = report["samples"] and report["passed"] == report["samples"]
-            why = "" if good else f"  {report['failures'][:2]}"
-            print(f"{'ok  ' if good else 'FAIL'} {name} {report['passed']}/{report['samples']}"
-                  f" {report.get('seconds', 0)}s{why}", flush=True)  # fmt: skip
-    passed = sum(bool(r["samples"]) and r["passed"] == r["samples"] for r in reports)
-    print(f"{passed} of {len(reports)} operators pass all their samples "
-          f"({math.floor(1000 * passed / len(reports)) / 10} %)")  # fmt: skip
-    if options.output:
-        whole = {"machine": describe(), "chip": options.chip, "operators": reports}
-        options.output.write_text(json.dumps(whole, indent=1))
+    same_samples: dict = {}  # operators with the same samples are run once
+    for name in options.only or core_operators():
+        key = NAMES.get(name, name), VARIANTS.get(name), name == "pow", name in RANDOM
+        same_samples.setdefault(key, []).append(name)
+    work = {tuple(names): (names[0],) for names in same_samples.values()}
+    passed = count = 0
+    nothing = {"samples": 0, "passed": 0, "failures": [], "seconds": 0}
+    for names, report in run_all(
+        check, work, jobs=options.jobs, chip=options.chip, path=options.output,
+        resume=options.resume, limit_s=LIMIT_S,
+    ):  # fmt: skip
+        if "reason" in report:
+            report |= nothing | {"failures": [[report["reason"], 1]]}
+        good = bool(report["samples"]) and report["passed"] == report["samples"]
+        passed, count = passed + good * len(names), count + len(names)
+        why = "" if good else f"  {report['failures'][:2]}"
+        print(f"{'ok  ' if good else 'FAIL'} {', '.join(names)} "
+              f"{report['passed']}/{report['samples']} {report['seconds']}s{why}", flush=True)  # fmt: skip
+    print(f"{passed} of {count} operators pass all their samples "
+          f"({math.floor(1000 * passed / count) / 10} %)")  # fmt: skip
 
 
 if __name__ == "__main__":

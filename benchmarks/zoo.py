@@ -8,18 +8,14 @@ report is benchmarks/results/zoo.json.
 """
 
 import argparse
-import json
-import signal
 import sys
 import time
 import traceback
 import warnings
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
-from machine import describe
+from reports import run_all
 
 TASKS = {
     "causal-lm": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
@@ -150,7 +146,7 @@ def check(task: str, name: str, chip: str) -> dict:
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    report = {"task": task, "name": name, "outcome": "", "reason": ""}
+    report: dict = {"outcome": "", "reason": ""}
     start = time.perf_counter()
     try:
         model, inputs = build(task, name)
@@ -159,14 +155,10 @@ def check(task: str, name: str, chip: str) -> dict:
     except Exception as error:
         report |= {"outcome": "not built", "reason": _first(error)}
         return report
-    signal.signal(signal.SIGALRM, _too_long)
-    signal.alarm(LIMIT_S)
     report["parameters"] = sum(p.numel() for p in model.parameters())
     if report["parameters"] > 30_000_000:
-        report |= {
-            "outcome": "not built",
-            "reason": f"{report['parameters']} parameters: not small",
-        }
+        reason = f"{report['parameters']} parameters: not small"
+        report |= {"outcome": "not built", "reason": reason}
         return report
     torch._dynamo.reset()
     compiled = torch.compile(model, backend=backend, options={"chip": chip}, fullgraph=False)
@@ -184,13 +176,8 @@ def check(task: str, name: str, chip: str) -> dict:
         report |= {"outcome": "matches" if fits else "differs", "error": worst}
     except Exception as error:
         report |= {"outcome": "stopped", "reason": _first(error)}
-    signal.alarm(0)
     report["seconds"] = round(time.perf_counter() - start, 1)
     return report
-
-
-def _too_long(*_) -> None:
-    raise TimeoutError(f"took more than {LIMIT_S} s")
 
 
 def _first(error: Exception) -> str:
@@ -209,33 +196,28 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=0, help="every Nth architecture")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--resume", action="store_true", help="go on from --output")
     options = parser.parse_args()
     from transformers.models.auto import modeling_auto
 
-    names = [
-        (task, name) for task in options.task for name in getattr(modeling_auto, TASKS[task])
+    work = {
+        (task, name): (task, name)
+        for task in options.task for name in getattr(modeling_auto, TASKS[task])
         if not options.only or name in options.only
-    ]  # fmt: skip
+    }  # fmt: skip
     if options.sample:
-        names = names[:: options.sample]
-    reports = []
-    with ProcessPoolExecutor(options.jobs, get_context("spawn"), max_tasks_per_child=8) as pool:
-        futures = [pool.submit(check, task, name, options.chip) for task, name in names]
-        for (task, name), future in zip(names, futures, strict=True):
-            try:
-                report = future.result(timeout=900)
-            except Exception as error:
-                report = {"task": task, "name": name, "outcome": "stopped", "reason": repr(error)}
-            reports.append(report)
-            facts = (report.get(k, "") for k in ("error", "reason", "seconds"))
-            print(task, name, report["outcome"], *facts, flush=True)
-    for task in options.task:
-        count = Counter(r["outcome"] for r in reports if r["task"] == task)
-        built = sum(count.values()) - count["not built"]
+        work = {key: work[key] for key in list(work)[:: options.sample]}
+    counts = {task: Counter() for task in options.task}
+    for (task, name), report in run_all(
+        check, work, jobs=options.jobs, chip=options.chip, path=options.output,
+        resume=options.resume, limit_s=LIMIT_S,
+    ):  # fmt: skip
+        counts[task][report["outcome"]] += 1
+        facts = (report.get(k, "") for k in ("error", "reason", "seconds"))
+        print(task, name, report["outcome"], *facts, flush=True)
+    for task, count in counts.items():
+        built = count.total() - count["not built"]
         print(f"{task}: {count['matches']} of {built} match ({dict(count)})")
-    if options.output:
-        whole = {"machine": describe(), "chip": options.chip, "architectures": reports}
-        options.output.write_text(json.dumps(whole, indent=1))
 
 
 if __name__ == "__main__":

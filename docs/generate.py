@@ -40,15 +40,16 @@ def write_accelerators(source: Path, path: Path) -> None:
 
 def write_operators(source: Path, path: Path) -> None:
     """The operators of the report of benchmarks/opinfo.py, and why some do not pass."""
-    reports = json.loads(source.read_text(encoding="utf-8"))["operators"]
-    passed = sum(bool(r["samples"]) and r["passed"] == r["samples"] for r in reports)
+    whole = json.loads(source.read_text(encoding="utf-8"))
+    reports = sorted(((name, r) for r in whole["reports"] for name in r["key"]), key=lambda x: x[0])
+    passed = sum(bool(r["samples"]) and r["passed"] == r["samples"] for _, r in reports)
     lines = f"{passed} of the {len(reports)} operators pass all their samples "
     lines += f"({100 * passed / len(reports):.1f} %).\n\n"
     lines += _row(["operator", "samples", "passed", "what stops the others"]) + _row(["---"] * 4)
-    for r in reports:
+    for name, r in reports:
         reasons = "; ".join(f"{why} ({count})" for why, count in r["failures"][:3])
         reasons = reasons.replace("|", "\\|").replace("\n", " ")
-        lines += _row([f"`{r['name']}`", str(r["samples"]), str(r["passed"]), reasons])
+        lines += _row([f"`{name}`", str(r["samples"]), str(r["passed"]), reasons])
     path.write_text(lines, encoding="utf-8")
 
 

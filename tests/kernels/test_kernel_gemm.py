@@ -176,7 +176,7 @@ def test_a_late_wait_is_found():
 
 def test_plans_fit_and_cost():
     for chip in CHIPS.values():
-        plan = choose(chip, 512, 768, 512, out=HbmFormat.BF16, tiled=False, stripes=12)
+        plan = choose(chip, 512, 768, 512, formats=[HbmFormat.BF16], tiled=False, stripes=12)
         assert plan.cycles >= peak_cycles(chip, 512, 768, 512)
         assert 2 * plan.rows * plan.columns <= chip.acc.rows
 
@@ -184,7 +184,7 @@ def test_plans_fit_and_cost():
 def test_errors():
     tiny = CHIPS["tiny"]
     with pytest.raises(ChipTooSmall, match=r"no tile of a 8 x 8 x 8 product fits 3 stripes"):
-        choose(tiny, 8, 8, 8, out=HbmFormat.BF16, tiled=False, stripes=3)
+        choose(tiny, 8, 8, 8, formats=[HbmFormat.BF16], tiled=False, stripes=3)
     b = Builder(tiny)
     t = b.segment("t", 128, writable=True)
     with pytest.raises(ValueError, match=r"M, N, K of 1 or more, not \(0, 8, 8\)"):

@@ -30,10 +30,11 @@ from .artifact import ArtifactError, written_whole
 from .backend import DEFAULT_CHIP, DEFAULT_TARGET, Device, device
 from .executable import Executable, Output, Port, build, decode, encode
 from .operators import Unsupported, decompositions
+from .packing import Packed
 from .trace import lower_graph
-from .values import Value
+from .values import Value, inverse
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class Model:
@@ -59,8 +60,7 @@ class Model:
         where = device(self.executable.chip, target)
         if self._on is not where:
             self.executable.bind(where.target)
-            for number, tensor in self.held.items():
-                self.executable.write(number, tensor)
+            self.executable.upload(self.held)
             self._on = where
         flat = [t for t in pytree.tree_leaves(args) if isinstance(t, torch.Tensor)]
         given = iter(flat)
@@ -87,6 +87,8 @@ class Model:
             ],
             "constants": [[offset, data.nbytes] for offset, data in e.constants],
             "heap_bytes": e.heap_bytes,
+            "packed": [[p.offset, p.bf16, p.recipe, p.sources] for p in e.packed],
+            "unread": sorted(e.unread),
             "held": sorted(self.held),
             "results": self.results,
             "form": self.form,
@@ -97,7 +99,8 @@ class Model:
             archive.writestr("program.zip", e.program.to_bytes())
             archive.writestr("constants.bin", b"".join(d.tobytes() for _, d in e.constants))
             for number, tensor in self.held.items():
-                archive.writestr(f"held/{number}.bin", encode(tensor).tobytes())
+                lying = e.inputs[number].lying(tensor)
+                archive.writestr(f"held/{number}.bin", encode(lying).tobytes())
 
     @classmethod
     def load(cls, path: Path | str) -> "Model":
@@ -135,21 +138,28 @@ class Model:
             ],
             constants=constants,
             heap_bytes=meta["heap_bytes"],
+            packed=[
+                Packed(offset, bf16, recipe, tuple(sources))
+                for offset, bf16, recipe, sources in meta["packed"]
+            ],
+            kept=frozenset(meta["held"]),
+            unread=frozenset(meta["unread"]),
         )
         held = {}
         for n in meta["held"]:
             data = np.frombuffer(archive.read(f"held/{n}.bin"), np.uint8).copy()
-            held[n] = decode(data, inputs[n].shape, inputs[n].dtype)
+            lying, order = decode(data, inputs[n].shape, inputs[n].dtype), inputs[n].order
+            held[n] = lying.permute(inverse(order)) if order else lying
         return cls(executable, held, [(n, c) for n, c in meta["results"]], meta["form"])
 
 
 def _described(p: Port) -> list[Any]:
-    return [p.shape, str(p.dtype).removeprefix("torch."), p.offset]
+    return [p.shape, str(p.dtype).removeprefix("torch."), p.offset, p.order]
 
 
 def _port(described: Sequence[Any]) -> Port:
-    shape, dtype, offset = described
-    return Port(tuple(shape), getattr(torch, dtype), offset)
+    shape, dtype, offset, order = described
+    return Port(tuple(shape), getattr(torch, dtype), offset, tuple(order))
 
 
 def compile(
@@ -184,7 +194,7 @@ def compile(
         if spec.kind != InputKind.USER_INPUT
     }
     values = [o for o in outputs if isinstance(o, Value)]
-    executable = build(described, inputs, values, seeds=seeds)
+    executable = build(described, inputs, values, seeds=seeds, kept=held)
     numbers = iter(range(len(values)))
     results = [(next(numbers), None) if isinstance(o, Value) else (-1, o) for o in outputs]
     form = program.call_spec.out_spec

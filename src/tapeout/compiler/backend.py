@@ -51,10 +51,15 @@ def _laid_out(t: torch.Tensor, wanted: _Strides) -> torch.Tensor:
     return torch.empty_strided(t.shape, wanted.strides, dtype=t.dtype).copy_(t)
 
 
-def compile_graph(gm: GraphModule, chip: Chip) -> Compiled:
-    """Compiles a functional graph of ATen operators with static shapes."""
+def compile_graph(gm: GraphModule, chip: Chip, kept: Sequence[int] = ()) -> Compiled:
+    """Compiles a functional graph of ATen operators with static shapes.
+
+    Args:
+        kept: numbers of inputs that are a model's parameters and buffers.
+    """
     inputs, seeds, outputs = lower_graph(gm)
-    executable = build(chip, inputs, [o for o in outputs if isinstance(o, Value)], seeds=seeds)
+    values = [o for o in outputs if isinstance(o, Value)]
+    executable = build(chip, inputs, values, seeds=seeds, kept=kept)
     (end,) = gm.graph.find_nodes(op="output")
     rest = [
         _Strides(tuple(node.meta["val"].stride())) if isinstance(value, Value) else value
@@ -106,6 +111,13 @@ def device(chip: str | Chip = DEFAULT_CHIP, target: str = DEFAULT_TARGET) -> Dev
     return _devices[key]
 
 
+def _parameters() -> Sequence[int]:
+    """Inputs of the forward graph in the making that are a model's own."""
+    context = torch._guards.TracingContext.try_get()
+    metadata = None if context is None else context.fw_metadata
+    return [] if metadata is None else metadata.static_input_indices
+
+
 def backend(
     gm: GraphModule, example_inputs: Sequence[Any], *, options: dict[str, Any] | None = None
 ) -> Callable[..., Any]:
@@ -120,12 +132,18 @@ def backend(
     if options:
         raise ValueError(f"unknown options {', '.join(options)}: there are chip and target")
 
-    def compiler(graph: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
-        compiled = compile_graph(graph, where.chip)
+    def compiler(graph: GraphModule, kept: Sequence[int] = ()) -> Callable[..., Any]:
+        compiled = compile_graph(graph, where.chip, kept)
         return make_boxed_func(lambda *args: compiled.results(where.run(compiled.executable, args)))
 
+    def forward(graph: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
+        return compiler(graph, _parameters())
+
+    def backward(graph: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
+        return compiler(graph)
+
     aot = aot_autograd(
-        fw_compiler=compiler, bw_compiler=compiler, inference_compiler=compiler,
+        fw_compiler=forward, bw_compiler=backward, inference_compiler=forward,
         decompositions=decompositions(),
     )  # fmt: skip
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):

@@ -1,7 +1,8 @@
 """A compiled graph: one program, the HBM it works in, and how tensors go in and out."""
 
+import hashlib
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,11 +11,14 @@ import torch
 
 from tapeout.chip import Chip
 from tapeout.isa import Program
-from tapeout.kernels import gemm, indexed, rowwise
+from tapeout.kernels import convolution, gemm, indexed, rowwise
+from tapeout.kernels.epilogue import plain
 from tapeout.lang import ARGS_BASE, Builder, HbmTensor
 
+from .fusion import fuse, tile_weights
+from .packing import Movable, Packed, recipe_of, tiled
 from .programs import Emitter
-from .schedule import Fold, Group, Launch, plan, topological
+from .schedule import Fold, Group, Launch, plan, reads_of, topological
 from .values import (
     INT_MAX,
     INTS,
@@ -27,6 +31,7 @@ from .values import (
     copy,
     dense_strides,
     hbm_format,
+    inverse,
     item_bytes,
 )
 
@@ -43,11 +48,21 @@ class RangeError(ValueError):
 
 @dataclass(frozen=True)
 class Port:
-    """A tensor that goes in or out: where it lies in the heap."""
+    """A tensor that goes in or out: where it lies in the heap.
+
+    Attributes:
+        shape: as it lies, row-major.
+        order: if not (), the dimensions of the tensor that those of `shape` are.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     offset: int
+    order: tuple[int, ...] = ()
+
+    def lying(self, t: torch.Tensor) -> torch.Tensor:
+        """A tensor given for the port, with its dimensions as they lie."""
+        return t.permute(self.order) if self.order else t
 
     @property
     def bytes(self) -> int:
@@ -76,19 +91,21 @@ class Executable:
     outputs: list[Output]
     constants: list[tuple[int, np.ndarray]]
     heap_bytes: int
+    packed: list[Packed] = field(default_factory=list)
+    kept: frozenset[int] = frozenset()  # inputs that are uploaded when their values change
+    unread: frozenset[int] = frozenset()  # inputs that the program itself does not read
     last: Any = field(default=None, repr=False)  # what the target said of the last run
     _target: Any = field(default=None, repr=False)
     _handle: Any = field(default=None, repr=False)
     _base: int = 0
+    _digests: dict[int, bytes] = field(default_factory=dict, repr=False)
 
     def run(self, target: Any, tensors: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
         """Runs on a target with the inputs' values; those that are None stay as they are."""
         if len(tensors) != len(self.inputs):
             raise ValueError(f"the graph takes {len(self.inputs)} tensors, not {len(tensors)}")
         self.bind(target)
-        for number, tensor in enumerate(tensors):
-            if tensor is not None:
-                self.write(number, tensor)
+        self.upload({i: t for i, t in enumerate(tensors) if t is not None})
         for port in self.seeds:
             target.write(self._base + port.offset, encode(torch.randint(0, INT_MAX, port.shape)))
         self.last = target.run(self._handle)
@@ -96,29 +113,49 @@ class Executable:
         for out in self.outputs:
             if out.port is None:
                 given = tensors[out.given]
-                whole = self.read(out.given) if given is None else given.contiguous()
+                if given is None:
+                    given = self.read(out.given)
+                whole = self.inputs[out.given].lying(given).contiguous()
             else:
                 raw = target.read(self._base + out.port.offset, out.port.bytes)
                 whole = decode(raw, out.port.shape, out.port.dtype)
             results.append(whole.as_strided(out.shape, out.strides, out.offset))
         return results
 
+    def upload(self, tensors: Mapping[int, torch.Tensor]) -> None:
+        """Gives inputs, by their numbers, values that they keep; after `bind`."""
+        changed = set()
+        for number, tensor in tensors.items():
+            if number in self.kept:
+                digest = _digest(tensor)
+                if self._digests.get(number) == digest:
+                    continue
+                self._digests[number] = digest
+            changed.add(number)
+            self.write(number, tensor)
+        for packed in self.packed:
+            if changed & set(packed.sources):
+                given = {i: self.inputs[i].lying(tensors[i]) for i in packed.sources}
+                self._target.write(self._base + packed.offset, packed.make(given))
+
     def write(self, number: int, tensor: torch.Tensor) -> None:
-        """Gives input `number` a value, which it keeps; after `bind`."""
+        """Gives input `number` a value, without what is packed of it; after `bind`."""
         port = self.inputs[number]
+        tensor = port.lying(tensor)
         if (tuple(tensor.shape), tensor.dtype) != (port.shape, port.dtype):
             raise ValueError(
                 f"input {number} is {port.dtype} {port.shape}, "
                 f"not {tensor.dtype} {tuple(tensor.shape)}"
             )
-        if port.bytes:
+        if port.bytes and number not in self.unread:
             self._target.write(self._base + port.offset, encode(tensor))
 
     def read(self, number: int) -> torch.Tensor:
         """The value of input `number` as it is now."""
         port = self.inputs[number]
         raw = self._target.read(self._base + port.offset, port.bytes)
-        return decode(raw, port.shape, port.dtype)
+        t = decode(raw, port.shape, port.dtype)
+        return t.permute(inverse(port.order)) if port.order else t
 
     def release(self) -> None:
         """Lets go of the target."""
@@ -129,6 +166,7 @@ class Executable:
         if self._target is target:
             return
         self._target = target
+        self._digests.clear()
         BOUND.add(self)
         self._base = target.allocate(max(self.heap_bytes, ALIGN))
         args = target.allocate(64)
@@ -138,6 +176,12 @@ class Executable:
             self.program,
             {ARGS_BASE: (args, 64, False), HEAP: (self._base, max(self.heap_bytes, ALIGN), True)},
         )
+
+
+def _digest(t: torch.Tensor) -> bytes:
+    """What tells a tensor's value from another's: data can change without a trace elsewhere."""
+    raw = t.detach().contiguous().view(-1).view(torch.uint8).numpy()
+    return hashlib.blake2b(raw, digest_size=16).digest()
 
 
 def encode(t: torch.Tensor) -> np.ndarray:
@@ -184,12 +228,15 @@ def build(
     *,
     seeds: Sequence[Buffer] = (),
     updates: Sequence[tuple[Buffer, Value]] = (),
+    kept: Collection[int] = (),
 ) -> Executable:
     """Compiles expressions over the inputs.
 
     Args:
         seeds: further inputs, integers that the host draws for each run.
         updates: inputs with what they hold after a run.
+        kept: numbers of inputs that seldom change (parameters): the host uploads them only when
+            they do, and as kernels want them.
     """
     ends: dict[Value, Buffer] = {}
     views = [_shown(v) for v in outputs]
@@ -198,7 +245,12 @@ def build(
             source = view.source
             ends[source] = Buffer(source.shape, source.dtype, f"out{len(ends)}")
     changed = frozenset(b for b, _ in updates)
-    schedule = plan([*ends.items(), *((value, b) for b, value in updates)], changed)
+    movable = Movable(frozenset(inputs[i] for i in kept) - changed)
+    wanted = [*ends.items(), *((value, b) for b, value in updates)]
+    schedule = plan(wanted, changed, movable)
+    k = Builder(chip, weight_slots=2)
+    fuse(schedule, k, changed)
+    tiles = tile_weights(schedule, lambda v: v not in schedule.ends and movable(v))
     heap = _Heap()
     for b in (*inputs, *seeds):
         heap.place(b, writable=b in changed)
@@ -207,13 +259,25 @@ def build(
         if isinstance(v, Buffer) and v.data is not None:
             heap.place(v, writable=False)
             constants.append((heap.at[v].offset, v.data))
+    packed = []
     for v, b in schedule.stored.items():
-        heap.place(b, writable=True, beside=_scratch_bytes(v))
-    k = Builder(chip, weight_slots=2)
+        made = v in schedule.ends or not movable(v)
+        heap.place(b, writable=made, beside=_scratch_bytes(v))
+        if not made:
+            recipe, sources = recipe_of(v, inputs)
+            if v in tiles:
+                shape, turned = tiles[v]
+                recipe = tiled(recipe, shape, chip.lanes, turned=turned)
+            bf16 = item_bytes(b.dtype) == 2
+            packed.append(Packed(heap.at[b].offset, bf16, recipe, sources))
+    read = {view.source for step in schedule.steps for view in reads_of(step, schedule.roots)}
+    shown = {view.source for view in views}
+    unread = frozenset(i for i, b in enumerate(inputs) if b not in read and b not in shown)
     k.segment("heap", heap.size, writable=True)
     emitter = Emitter(schedule, chip.lanes, heap.at)
-    for step in schedule.steps:
-        _emit(k, emitter, step)
+    for number, step in enumerate(schedule.steps):
+        with k.scope("graph", f"step {number}"):  # so that traces tell them apart
+            _emit(k, emitter, step)
     program = k.build()
     results = []
     for view in views:
@@ -227,7 +291,7 @@ def build(
             results.append(Output(*where, port=Port(view.shape, view.dtype, 0)))
     return Executable(
         chip, program, [_port(b, heap) for b in inputs], [_port(b, heap) for b in seeds],
-        results, constants, heap.size,
+        results, constants, heap.size, packed, frozenset(kept), unread,
     )  # fmt: skip
 
 
@@ -241,7 +305,7 @@ def _shown(v: Value) -> View:
 
 
 def _port(b: Buffer, heap: "_Heap") -> Port:
-    return Port(b.shape, b.dtype, heap.at[b].offset)
+    return Port(b.shape, b.dtype, heap.at[b].offset, b.order)
 
 
 class _Heap:
@@ -282,9 +346,18 @@ def _dense(emitter: Emitter, v: Value) -> HbmTensor:
 def _mm(k: Builder, emitter: Emitter, step: Launch) -> None:
     """out[b] = sum of a[b] @ b[b] over pairs of inputs (bf16, dense)."""
     (result,) = step.results
-    out = emitter.hbm[emitter.schedule.stored[result]]
     terms = [_dense(emitter, v) for v in step.kernel.inputs]
     (batch, m, n, depth), left = step.kernel.params["shape"], step.kernel.params["left"]
+    turned = step.kernel.params["transposed"] and not step.tiled
+    if step.finish is not None:
+        pairs = list(zip(terms[::2], terms[1::2], strict=True))
+        gemm.gemm(
+            k, *pairs[0], None, (m, n, depth), more=pairs[1:],
+            epilogue=emitter.epilogue(step.finish, result, (m, n)), transposed=turned,
+            tiled=step.tiled,
+        )  # fmt: skip
+        return
+    out = emitter.hbm[emitter.schedule.stored[result]]
     size = item_bytes(result.dtype)
     for i in range(batch):
         pairs = [
@@ -293,9 +366,24 @@ def _mm(k: Builder, emitter: Emitter, step: Launch) -> None:
         ]
         gemm.gemm(
             k, *pairs[0], out.beyond(size * i * m * n), (m, n, depth),
-            out=hbm_format(result.dtype), more=pairs[1:],
-            transposed=step.kernel.params["transposed"],
+            out=hbm_format(result.dtype), more=pairs[1:], transposed=turned, tiled=step.tiled,
         )  # fmt: skip
+
+
+def _convolution(k: Builder, emitter: Emitter, step: Launch) -> None:
+    """A sum of convolutions of pairs of inputs (bf16, dense, channels last)."""
+    (result,) = step.results
+    terms = [_dense(emitter, v) for v in step.kernel.inputs]
+    shape = step.kernel.params["shape"]
+    if step.finish is None:
+        out = emitter.hbm[emitter.schedule.stored[result]]
+        epilogue = plain(shape.matrix, out, hbm_format(result.dtype))
+    else:
+        found = emitter.epilogue(step.finish, result, shape.matrix)
+        assert found is not None
+        epilogue = found
+    pairs = list(zip(terms[::2], terms[1::2], strict=True))
+    convolution.convolve(k, pairs, shape, epilogue, tiled=step.tiled)
 
 
 def _transpose(k: Builder, emitter: Emitter, step: Launch) -> None:
@@ -355,6 +443,6 @@ def _scatter(k: Builder, emitter: Emitter, step: Launch) -> None:
 
 
 KERNELS = {
-    "mm": _mm, "assemble": _assemble, "to_int32": _to_int32, "gather": _gather,
-    "scatter": _scatter, "transpose": _transpose,
+    "mm": _mm, "convolution": _convolution, "assemble": _assemble, "to_int32": _to_int32,
+    "gather": _gather, "scatter": _scatter, "transpose": _transpose,
 }  # fmt: skip

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tapeout.isa.dma import HbmFormat
 from tapeout.kernels import rowprogram
+from tapeout.kernels.epilogue import Epilogue, possible
 from tapeout.lang import HbmTensor
 
 from .schedule import Fold, Group, Schedule, inputs_of, read_by
@@ -26,6 +28,8 @@ from .values import (
     dense_strides,
     hbm_format,
 )
+
+PRODUCT = HbmTensor(0, 0, 0)  # stands for what a kernel has just made
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,36 @@ class Emitter:
                 evaluation.store(r, place)
             programs.append(evaluation.program)
         return programs
+
+    def epilogue(self, group: Group, product: Value, shape: tuple[int, int]) -> Epilogue | None:
+        """The group as an epilogue of the kernel that gives `product`, as a matrix of `shape`; None
+        where their elements do not go together."""
+        lanes = _trailing(group.domain, shape[1])
+        if lanes is None:
+            return None
+        reads = self._reads([i for r in group.roots for i in inputs_of(r)], group.roots)
+        stores = [r for r in group.roots if r in self.schedule.stored]
+        strides = [_spread(group.domain, 0, v.shape, as_view(v).strides) for v in reads]
+        strides += [_spread(group.domain, 0, r.shape, dense_strides(r.shape)) for r in stores]
+        rows = len(group.domain) - lanes
+        dims, across = rowprogram.merge_dims(group.domain[:rows], [s[:rows] for s in strides])
+        widths, along = rowprogram.merge_dims(group.domain[rows:], [s[rows:] for s in strides])
+        if dims != shape[:1] or widths != shape[1:]:
+            return None
+        joined = [(*a, *b) for a, b in zip(across, along, strict=True)]
+        layout = Layout(dims, shape[1], joined, [0] * len(strides))
+        evaluation = _Evaluation(self, layout, reads, product)
+        for root in group.roots:
+            evaluation.make(root)
+        for i, r in enumerate(stores, len(reads)):
+            evaluation.store(r, self.place(self.schedule.stored[r], layout, i, 0))
+        nodes = {evaluation.numbers[v] for v in reads if as_view(v).source is product}
+        if len(nodes) != 1 or any(as_view(v).offset for v in reads if as_view(v).source is product):
+            return None
+        (node,) = nodes
+        assert isinstance(node, int)
+        found = Epilogue(evaluation.program, node)
+        return found if possible(found) else None
 
     def fold(self, step: Fold) -> tuple[rowprogram.RowProgram, int, int, rowprogram.Place]:
         """(program, node to fold, how many there are, where the result goes)."""
@@ -134,8 +168,11 @@ class Emitter:
 class _Evaluation:
     """One program being filled: `numbers` holds each value's node, or the constant it is."""
 
-    def __init__(self, emitter: Emitter, layout: Layout, reads: list[Value]) -> None:
-        self.emitter, self.layout = emitter, layout
+    def __init__(
+        self, emitter: Emitter, layout: Layout, reads: list[Value], product: Value | None = None
+    ) -> None:
+        """`product`: what lies on chip when the program begins."""
+        self.emitter, self.layout, self.product = emitter, layout, product
         self.access = {v: i for i, v in enumerate(reads)}
         self.program = rowprogram.RowProgram(layout.dims, layout.width)
         self.numbers: dict[Value, rowprogram.Arg] = {}
@@ -176,6 +213,11 @@ class _Evaluation:
             return float(np.float32(v.value))
         if v in self.access:
             view = as_view(v)
+            if view.source is self.product:
+                place = rowprogram.Place(
+                    PRODUCT, HbmFormat.FP32, self.layout.strides[self.access[v]]
+                )
+                return program.load(place)
             buffer = self.emitter.buffer_of(view.source)
             return program.load(
                 self.emitter.place(buffer, self.layout, self.access[v], view.offset)
@@ -206,6 +248,14 @@ def _spread(domain: Shape, lanes: int, shape: Shape, strides: Shape) -> Shape:
     rows = len(domain) - lanes
     shown = iter([s for n, s in zip(shape, strides, strict=True) if n != 1])
     return (*(next(shown) if n != 1 else 0 for n in domain[:rows]), *[0] * lanes)
+
+
+def _trailing(shape: Shape, size: int) -> int | None:
+    """How many last dimensions have `size` elements together."""
+    for lanes in range(1, len(shape) + 1):
+        if math.prod(shape[-lanes:]) == size:
+            return lanes
+    return None
 
 
 def _lane_score(size: int, strides: Sequence[int]) -> int:

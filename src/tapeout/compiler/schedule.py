@@ -7,7 +7,7 @@ the last dimensions and what is computed from them, a number a row, take part (s
 one step each); reductions along others are steps of their own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from tapeout.kernels import rowprogram
@@ -52,10 +52,17 @@ class Fold:
 
 @dataclass
 class Launch:
-    """A kernel of its own."""
+    """A kernel of its own.
+
+    Attributes:
+        finish: what is computed of its result, which then is not stored.
+        tiled: right factors of a product lie column tile by column tile.
+    """
 
     kernel: Kernel
     results: list[Result]
+    finish: Group | None = None
+    tiled: bool = False
 
 
 Step = Group | Fold | Launch
@@ -68,6 +75,7 @@ class Schedule:
     steps: list[Step]
     stored: dict[Value, Buffer]
     roots: set[Value]
+    ends: list[Value]  # what is left behind
 
 
 def inputs_of(v: Value) -> tuple[Value, ...]:
@@ -118,24 +126,28 @@ def topological(outputs: Sequence[Value]) -> list[Value]:
 
 
 def plan(
-    outputs: Sequence[tuple[Value, Buffer]], in_place: frozenset[Buffer] = frozenset()
+    outputs: Sequence[tuple[Value, Buffer]],
+    in_place: frozenset[Buffer] = frozenset(),
+    given: Callable[[Value], bool] = lambda _: False,
 ) -> Schedule:
     """Steps that leave each value in its buffer.
 
     Args:
         in_place: buffers among them that hold inputs, which steps read before they are written.
+        given: says of values that would be stored whether they come from elsewhere.
     """
-    return _Planner(outputs, in_place).run()
+    return _Planner(outputs, in_place, given).run()
 
 
 class _Planner:
     def __init__(
-        self, outputs: Sequence[tuple[Value, Buffer]], in_place: frozenset[Buffer]
-    ) -> None:
-        self.in_place = in_place
+        self, outputs: Sequence[tuple[Value, Buffer]], in_place: frozenset[Buffer],
+        given: Callable[[Value], bool],
+    ) -> None:  # fmt: skip
+        self.in_place, self.given = in_place, given
         self.stored: dict[Value, Buffer] = {}
         self.roots: set[Value] = set()
-        ends: list[Value] = []
+        self.ends = ends = list[Value]()
         for value, buffer in outputs:
             if isinstance(value, (Map, Reduce, Result)) and value not in self.stored:
                 self.stored[value] = buffer
@@ -152,7 +164,7 @@ class _Planner:
         self._choose_roots()
         launches: dict[Kernel, Launch] = {}
         for v in self.order:
-            if v not in self.roots:
+            if v not in self.roots or (v not in self.stored and self.given(v)):
                 continue
             if isinstance(v, Result):
                 launch = launches.get(v.kernel)
@@ -168,7 +180,7 @@ class _Planner:
                 self._join(v)
         self._store()
         self._write_last()
-        return Schedule(self.steps, self.stored, self.roots)
+        return Schedule(self.steps, self.stored, self.roots, self.ends)
 
     def _choose_roots(self) -> None:
         users: dict[Value, int] = {}
@@ -188,8 +200,7 @@ class _Planner:
     # --- groups -----------------------------------------------------------------------------------
 
     def leaves(self, root: Value) -> list[View]:
-        """Views of stored values that computing `root` reads."""
-        return [as_view(v) for v in read_by(inputs_of(root), self.roots)]
+        return leaves_of(root, self.roots)
 
     def _join(self, root: Value) -> None:
         """Puts a map, or a reduction along the last dimensions, into a group."""
@@ -260,7 +271,7 @@ class _Planner:
         """Buffers for what other steps read, and for what kernels give."""
         for step in self.steps:
             given = step.results if isinstance(step, Launch) else []
-            for v in (*given, *(view.source for view in self._reads(step))):
+            for v in (*given, *(view.source for view in reads_of(step, self.roots))):
                 if not isinstance(v, Buffer) and v not in self.stored:
                     self.stored[v] = Buffer(v.shape, v.dtype, f"t{len(self.stored)}")
 
@@ -269,16 +280,16 @@ class _Planner:
     def _write_last(self) -> None:
         """Steps that only write buffers in place, for nobody else, come last; where one is read
         behind its write even so, or elsewhere than it is written, it is copied at the end."""
-        reads = [self._reads(step) for step in self.steps]
+        reads = [reads_of(step, self.roots) for step in self.steps]
         wanted = {v.source for views in reads for v in views}
         last = [
-            all(self.stored.get(r) in self.in_place and r not in wanted for r in _made_by(step))
+            all(self.stored.get(r) in self.in_place and r not in wanted for r in made_by(step))
             for step in self.steps
         ]
         order = sorted(range(len(self.steps)), key=lambda i: last[i])
         self.steps, reads = [self.steps[i] for i in order], [reads[i] for i in order]
         for at, step in enumerate(list(self.steps)):
-            for root in _made_by(step):
+            for root in made_by(step):
                 buffer = self.stored.get(root)
                 if buffer not in self.in_place or buffer is None:
                     continue
@@ -290,16 +301,30 @@ class _Planner:
                     self.roots.add(end)
                     self.steps.append(Group(root.shape, 0, [end]))
 
-    def _reads(self, step: Step) -> list[View]:
-        if isinstance(step, Group):
-            return [v for r in step.roots for v in self.leaves(r) if v.source not in step.roots]
-        return self.leaves(step.root if isinstance(step, Fold) else step.results[0])
 
-
-def _made_by(step: Step) -> list[Value]:
+def made_by(step: Step) -> list[Value]:
     if isinstance(step, Group):
         return step.roots
-    return [step.root] if isinstance(step, Fold) else list(step.results)
+    if isinstance(step, Launch):
+        return list(step.results) if step.finish is None else step.finish.roots
+    return [step.root]
+
+
+def reads_of(step: Step, roots: set[Value]) -> list[View]:
+    """Views of stored values that a step reads."""
+    if isinstance(step, Group):
+        found = [v for r in step.roots for v in leaves_of(r, roots)]
+        return [v for v in found if v.source not in step.roots]
+    if isinstance(step, Fold):
+        return leaves_of(step.root, roots)
+    beside = [] if step.finish is None else reads_of(step.finish, roots)
+    own = [v for v in beside if v.source not in step.results]
+    return [*leaves_of(step.results[0], roots), *own]
+
+
+def leaves_of(root: Value, roots: set[Value]) -> list[View]:
+    """Views of stored values that computing `root` reads."""
+    return [as_view(v) for v in read_by(inputs_of(root), roots)]
 
 
 def _in_step(step: Step, view: View) -> bool:

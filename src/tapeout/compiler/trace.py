@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 from .executable import encode
 from .operators import LOWERINGS, Meta, Unsupported, experts, random
 from .operators.registry import cast
-from .values import DTYPES, Buffer, Value
+from .values import DTYPES, Buffer, Value, dense_strides, inverse, permute
 
 
 class UnsupportedGraph(Exception):
@@ -91,14 +91,29 @@ def _check(t: torch.Tensor) -> None:
         raise Unsupported(f"a shape that is not known: {tuple(t.shape)}")
 
 
-def _placeholder(node: Node, inputs: list[Buffer]) -> Buffer:
+def _placeholder(node: Node, inputs: list[Buffer]) -> Value:
     val = node.meta["val"]
     if not isinstance(val, torch.Tensor):
         raise Unsupported(f"an input that is no tensor: {val!r}")
     _check(val)
-    buffer = Buffer(tuple(val.shape), val.dtype, f"in{len(inputs)}")
+    order = _lying(val)
+    shape = tuple(val.shape[d] for d in order)
+    rows_first = order == tuple(range(len(order)))
+    buffer = Buffer(shape, val.dtype, f"in{len(inputs)}", order=() if rows_first else order)
     inputs.append(buffer)
-    return buffer
+    return buffer if rows_first else permute(buffer, inverse(order))
+
+
+def _lying(t: torch.Tensor) -> tuple[int, ...]:
+    """Dimensions of a dense tensor as they lie, outermost first (`torch.channels_last`, say); of
+    any other, which the host makes dense, as they are numbered."""
+    plain = tuple(range(t.ndim))
+    order = sorted(plain, key=lambda d: (-t.stride(d), d) if t.shape[d] > 1 else (0, d))
+    wide = [d for d in order if t.shape[d] > 1]
+    dense = dense_strides(tuple(t.shape[d] for d in wide))
+    if not t.numel() or tuple(t.stride(d) for d in wide) != dense or t.is_contiguous():
+        return plain
+    return tuple(order)
 
 
 def _attribute(gm: GraphModule, node: Node) -> Value:

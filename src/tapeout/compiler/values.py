@@ -49,12 +49,16 @@ def dense_strides(shape: Shape) -> Shape:
     return tuple(reversed(strides))
 
 
-@dataclass(eq=False, frozen=True)
+@dataclass(eq=False, frozen=True, repr=False)
 class Value:
     """A tensor of `shape`; compared by identity."""
 
     shape: Shape
     dtype: torch.dtype
+
+    def __repr__(self) -> str:  # what it is computed of can be a whole model
+        what = getattr(self, "op", None) or getattr(self, "name", "")
+        return f"<{type(self).__name__} {what} {list(self.shape)} {self.dtype}>"
 
     def __post_init__(self) -> None:
         assert self.dtype in DTYPES, self.dtype
@@ -64,22 +68,29 @@ class Value:
         return numel(self.shape)
 
 
-@dataclass(eq=False, frozen=True)
+@dataclass(eq=False, frozen=True, repr=False)
 class Buffer(Value):
-    """Memory in HBM. `data` is what it always holds, where that is known."""
+    """Memory in HBM.
+
+    Attributes:
+        data: what it always holds, where that is known.
+        order: of an input that is not row-major, its dimensions as they lie, outermost first; the
+            buffer's own are in that order.
+    """
 
     name: str
     data: np.ndarray | None = None
+    order: tuple[int, ...] = ()
 
 
-@dataclass(eq=False, frozen=True)
+@dataclass(eq=False, frozen=True, repr=False)
 class Number(Value):
     """The same number everywhere."""
 
     value: float
 
 
-@dataclass(eq=False, frozen=True)
+@dataclass(eq=False, frozen=True, repr=False)
 class Map(Value):
     """`op` of its arguments, element by element; they have the map's shape.
 
@@ -90,7 +101,7 @@ class Map(Value):
     args: tuple[Value, ...]
 
 
-@dataclass(eq=False, frozen=True)
+@dataclass(eq=False, frozen=True, repr=False)
 class Reduce(Value):
     """`op` ("sum" or "max") of `arg` along `dims`, which stay as dimensions of size 1."""
 
@@ -99,7 +110,7 @@ class Reduce(Value):
     dims: tuple[int, ...]
 
 
-@dataclass(eq=False, frozen=True)
+@dataclass(eq=False, frozen=True, repr=False)
 class Kernel:
     """An operation with a kernel of its own, over stored tensors."""
 
@@ -108,14 +119,14 @@ class Kernel:
     params: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(eq=False, frozen=True)
+@dataclass(eq=False, frozen=True, repr=False)
 class Result(Value):
     """What a kernel gives."""
 
     kernel: Kernel
 
 
-@dataclass(eq=False, frozen=True)
+@dataclass(eq=False, frozen=True, repr=False)
 class View(Value):
     """See the module."""
 

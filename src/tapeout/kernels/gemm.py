@@ -3,7 +3,8 @@
 C is cut into blocks of `rows` x `columns` column tiles that stay in acc while K goes by in chunks
 of `depth`: a chunk of A (moving) and one of B (stationary) come by DMA into rings of spm slots, and
 `ops.matmul` goes over their tiles in hardware loops. Two acc buffers alternate: while the array
-fills one, the vector unit casts the other and a DMA queue stores it. `choose` weighs the sizes.
+fills one, the vector unit applies the epilogue to the other (at least it casts it) and a DMA queue
+stores the result. `choose` weighs the sizes.
 """
 
 import itertools
@@ -19,7 +20,8 @@ from tapeout.isa.dma import HbmFormat
 from tapeout.isa.forms import ceil_div
 from tapeout.lang import Builder, ChipTooSmall, HbmTensor, Tensor, ops
 
-from .rows import STRIDE_MAX, load_rows, load_tiled, spans, store_rows
+from .epilogue import Epilogue, Finish, plain
+from .rows import STRIDE_MAX, load_rows, load_tiled, spans
 
 ISSUE_CYCLES = 2  # a load and a matmul
 RUN_LATENCY_CYCLES = 60  # an HBM access beside request and response: the model's idle latency
@@ -46,9 +48,13 @@ class Plan:
 
 
 def choose(
-    chip: Chip, m: int, n: int, k: int, *, out: HbmFormat, tiled: bool, stripes: int
+    chip: Chip, m: int, n: int, k: int, *, formats: Sequence[HbmFormat], tiled: bool, stripes: int
 ) -> Plan:
-    """The cheapest sizes for [m, k] @ [k, n] that fit `stripes` stripes of spm. ChipTooSmall."""
+    """The cheapest sizes for [m, k] @ [k, n] that fit `stripes` stripes of spm. ChipTooSmall.
+
+    Args:
+        formats: of the tensors [m, n] that are stored, and of others that the epilogue loads.
+    """
     best: Plan | None = None
     lanes, tall = chip.lanes, chip.mxu.rows
     tiles = ceil_div(n, lanes)
@@ -56,12 +62,12 @@ def choose(
     depths = {min(tall << i, ceil_div(k, tall) * tall, depth_max) for i in range(12)}
     row_sizes = {ceil_div(m, ceil_div(m, 8 << i)) for i in range(10)}
     for rows, columns, depth in itertools.product(row_sizes, range(1, 9), depths):
-        if columns > tiles or not _fits(chip, rows, columns, depth, out):
+        if columns > tiles or not _fits(chip, rows, columns, depth, formats):
             continue
-        slots = _slots(chip, rows, columns, depth, out, stripes)
+        slots = _slots(chip, rows, columns, depth, formats, stripes)
         if slots < 2:
             continue
-        cycles = _cost(chip, m, n, k, rows, columns, depth, out, tiled)
+        cycles = _cost(chip, m, n, k, rows, columns, depth, formats, tiled)
         if best is None or cycles < best.cycles:
             best = Plan(rows=rows, columns=columns, depth=depth, slots=slots, cycles=cycles)
     if best is None:
@@ -73,26 +79,33 @@ def choose(
     return best
 
 
-def _fits(chip: Chip, rows: int, columns: int, depth: int, out: HbmFormat) -> bool:
-    wide = 2 if out == HbmFormat.FP32 else 1
+def _wide(fmt: HbmFormat) -> int:
+    """Rows of spm for a row of a tile."""
+    return 2 if fmt == HbmFormat.FP32 else 1
+
+
+def _fits(
+    chip: Chip, rows: int, columns: int, depth: int, formats: Sequence[HbmFormat]
+) -> bool:  # fmt: skip
+    wide = max(_wide(f) for f in formats)
     acc = 2 * ceil_div(rows * columns, chip.acc.rows_per_stripe) <= chip.acc.stripes
     return acc and rows * wide <= STRIDE_MAX
 
 
 def _slots(
-    chip: Chip, rows: int, columns: int, depth: int, out: HbmFormat, stripes: int
+    chip: Chip, rows: int, columns: int, depth: int, formats: Sequence[HbmFormat], stripes: int
 ) -> int:  # fmt: skip
     """Slots an input ring may have: every slot has its stripes for itself."""
     per = chip.spm.rows_per_stripe
     a = ceil_div(rows * ceil_div(depth, chip.mxu.rows), per)
     b = ceil_div(depth * columns, per)
-    c = ceil_div(rows * columns * (2 if out == HbmFormat.FP32 else 1), per)
+    c = sum(ceil_div(rows * columns * _wide(f), per) for f in formats)
     return min(4, (stripes - 2 * c) // (a + b))
 
 
 def _cost(
-    chip: Chip, m: int, n: int, k: int, rows: int, columns: int, depth: int, out: HbmFormat,
-    tiled: bool,
+    chip: Chip, m: int, n: int, k: int, rows: int, columns: int, depth: int,
+    formats: Sequence[HbmFormat], tiled: bool,
 ) -> float:  # fmt: skip
     """Cycles: the slowest of array, HBM and each queue's runs, and what nothing hides.
 
@@ -106,7 +119,7 @@ def _cost(
         passes * max(min(rows, m - at), load, mxu.accumulate_cycles, ISSUE_CYCLES)
         for at in range(0, m, rows)
     )
-    out_bytes = 4 if out == HbmFormat.FP32 else 2
+    out_bytes = sum(2 * _wide(f) for f in formats)
     width = min(n, columns * lanes)
     depth = min(depth, k)
     sides = [  # bytes in all, bytes of a run, bytes of the first chunk
@@ -114,25 +127,33 @@ def _cost(
         (2 * k * n * blocks, 2 * depth * lanes if tiled else 2 * width, 2 * depth * width),
         (out_bytes * m * n, out_bytes * width, out_bytes * min(m, rows) * width),
     ]
-    latency = chip.dma.request_cycles + chip.dma.response_cycles + RUN_LATENCY_CYCLES
     spent, slowest, ways = 0.0, 0.0, []
     for total, run, first in sides:
-        run = min(run, chip.hbm.interleave_bytes)
-        rate = chip.hbm_bytes_per_cycle * run / (run + RUN_OVERHEAD_BYTES)
-        speed = min(rate, chip.dma.bytes_per_cycle, run, run * chip.dma.credits / latency)
+        rate, speed = run_rates(chip, run)
         slowest, spent = max(slowest, total / speed), spent + total / rate
         ways.append(first / speed)
-    edges = max(ways[0], ways[1]) + ways[2] + 2 * latency
+    edges = max(ways[0], ways[1]) + ways[2] + 2 * _latency(chip)
     edges += ceil_div(rows * columns * out_bytes // 2, chip.vpu.sublanes)
     steps = blocks * groups * ceil_div(k, depth)
     return max(array, slowest, spent) + edges + HBM_WEIGHT * spent + STEP_CYCLES * steps
+
+
+def _latency(chip: Chip) -> int:
+    return chip.dma.request_cycles + chip.dma.response_cycles + RUN_LATENCY_CYCLES
+
+
+def run_rates(chip: Chip, run: int) -> tuple[float, float]:
+    """Bytes a cycle of HBM, and of one queue, for runs of that many bytes."""
+    run = min(run, chip.hbm.interleave_bytes)
+    rate = chip.hbm_bytes_per_cycle * run / (run + RUN_OVERHEAD_BYTES)
+    return rate, min(rate, chip.dma.bytes_per_cycle, run, run * chip.dma.credits / _latency(chip))
 
 
 def gemm(
     k: Builder,
     a: HbmTensor,
     b: HbmTensor,
-    c: HbmTensor,
+    c: HbmTensor | None,
     shape: tuple[int, int, int],
     *,
     out: HbmFormat = HbmFormat.BF16,
@@ -140,16 +161,18 @@ def gemm(
     plan: Plan | None = None,
     more: Sequence[tuple[HbmTensor, HbmTensor]] = (),
     transposed: bool = False,
+    epilogue: Epilogue | None = None,
 ) -> Plan:
     """C[M, N] = A[M, K] @ B[K, N] for shape = (M, N, K); the plan it followed.
 
     Args:
         a: bf16, row-major.
         b: bf16, row-major; with `tiled`, column tile by column tile (`Matrix`).
-        c: written row-major as `out`: BF16, or FP32 as summed.
+        c: written row-major as `out`: BF16, or FP32 as summed; None with an epilogue.
         plan: sizes to use instead of those of `choose`.
         more: pairs A', B' of the same shapes, whose products are added, in order.
         transposed: B is given as [N, K], row-major.
+        epilogue: what is computed of the product and stored instead of it.
     """
     if tiled and transposed:
         raise ValueError("B is tiled or transposed, not both")
@@ -157,11 +180,16 @@ def gemm(
         raise ValueError(f"a product takes M, N, K of 1 or more, not {shape}")
     if out not in (HbmFormat.BF16, HbmFormat.FP32):
         raise ValueError(f"a product is stored as bf16 or fp32, not {out.name.lower()}")
-    stripes = len(k.places.spm.stripes)
+    if (c is None) == (epilogue is None):
+        raise ValueError("a product goes to C or into an epilogue: give one of them")
+    if epilogue is None:
+        assert c is not None
+        epilogue = plain(shape[:2], c, out)
     if plan is None:
-        plan = choose(k.chip, *shape, out=out, tiled=tiled, stripes=stripes)
+        stripes = len(k.places.spm.stripes)
+        plan = choose(k.chip, *shape, formats=epilogue.formats, tiled=tiled, stripes=stripes)
     with k.scope("gemm"):
-        _Gemm(k, [(a, b), *more], c, shape, out, tiled, transposed, plan).run()
+        _Gemm(k, [(a, b), *more], shape, epilogue, tiled, transposed, plan).run()
     return plan
 
 
@@ -169,18 +197,17 @@ class _Gemm:
     """Traces one product."""
 
     def __init__(
-        self, k: Builder, terms: list[tuple[HbmTensor, HbmTensor]], c: HbmTensor,
-        shape: tuple[int, int, int], out: HbmFormat, tiled: bool, transposed: bool, plan: Plan,
+        self, k: Builder, terms: list[tuple[HbmTensor, HbmTensor]], shape: tuple[int, int, int],
+        epilogue: Epilogue, tiled: bool, transposed: bool, plan: Plan,
     ) -> None:  # fmt: skip
-        self.k, self.terms, self.c, self.plan = k, terms, c, plan
+        self.k, self.terms, self.plan = k, terms, plan
         self.m, self.n, self.depth = shape
-        self.out, self.tiled, self.transposed = out, tiled, transposed
+        self.tiled, self.transposed = tiled, transposed
         self.lanes, self.tall = k.chip.lanes, k.chip.mxu.rows
-        kind = Kind.SPM_FP32 if out == HbmFormat.FP32 else Kind.SPM_BF16
         self.taken: tuple[Tensor, ...] = ()
         width = plan.columns * self.lanes
         tall_tiles = ceil_div(plan.depth, self.tall)
-        self.outs = self._ring(kind, plan.rows, width, 2)
+        self.finish = Finish(k, epilogue, plan.rows, width, self._ring)
         self.moving = self._ring(Kind.SPM_BF16, plan.rows, tall_tiles * self.lanes, plan.slots)
         self.stationary = self._ring(Kind.SPM_BF16, plan.depth, width, plan.slots, stationary=True)
         self.sums = self._ring(Kind.ACC, plan.rows, width, 2)
@@ -200,11 +227,11 @@ class _Gemm:
     def run(self) -> None:
         plan, lanes = self.plan, self.lanes
         step = plan.columns * lanes
-        turns = itertools.cycle(zip(self.sums, self.outs, strict=True))
+        turns = itertools.cycle(self.sums)
         for row, column in itertools.product(range(0, self.m, plan.rows), range(0, self.n, step)):
             rows, width = min(plan.rows, self.m - row), min(step, self.n - column)
-            acc, out = next(turns)
-            acc = replace(acc, width=width)
+            acc = replace(next(turns), width=width)
+            self.finish.fetch(row, rows, column, width)
             chunks = itertools.product(self.terms, range(0, self.depth, plan.depth))
             for number, ((a, b), at) in enumerate(chunks):
                 depth = min(plan.depth, self.depth - at)
@@ -214,10 +241,8 @@ class _Gemm:
                     self.k, acc, x, w, rows=rows, accumulate=number > 0,
                     transposed=self.transposed,
                 )  # fmt: skip
-            out = replace(out, width=width)
-            ops.vector(self.k, acc, dst=out, rows=rows)
-            self._store(out, row, column, rows, width)
-        self.k.free(*self.taken)
+            self.finish.store(acc, row, rows, column, width)
+        self.k.free(*self.taken, *self.finish.tensors())
 
     def _fetch(
         self, side: str, key: tuple[HbmTensor, int, int], load, rows: int, width: int
@@ -260,14 +285,6 @@ class _Gemm:
             src = b.beyond(2 * (self.depth * (column + first * self.lanes) + at * span))
             load_tiled(self.k, w.tile(first, tiles), src, self.depth, queue=queue)
         return w
-
-    def _store(self, out: Tensor, row: int, column: int, rows: int, width: int) -> None:
-        size = 4 if self.out == HbmFormat.FP32 else 2
-        store_rows(
-            self.k, replace(out, rows=rows, width=width),
-            self.c.beyond(size * (row * self.n + column)), width, size * self.n, self.out,
-            queue=self.k.store_queue,
-        )  # fmt: skip
 
 
 def transpose(k: Builder, src: HbmTensor, dst: HbmTensor, rows: int, columns: int) -> None:

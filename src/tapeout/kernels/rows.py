@@ -14,13 +14,14 @@ def spans(width: int, tile: int) -> list[tuple[int, int, int]]:
 
 
 def load_rows(
-    k: Builder, t: Tensor, hbm: HbmTensor, width: int, tile: int, pitch_bytes: int, *, queue: int
+    k: Builder, t: Tensor, hbm: HbmTensor, width: int, tile: int, pitch_bytes: int, *, queue: int,
+    fmt: HbmFormat = HbmFormat.BF16,
 ) -> None:  # fmt: skip
-    """t (bf16) = t.rows rows of `width` elements, `pitch_bytes` apart, as tiles of `tile` lanes.
+    """t = t.rows rows of `width` elements, `pitch_bytes` apart, as tiles of `tile` lanes.
 
     Goes row by row, so that the tiles of a row are one run of HBM (`ops.load` goes tile by tile).
     """
-    _move(k, dma.Load, t, hbm, width, tile, pitch_bytes, queue, HbmFormat.BF16)
+    _move(k, dma.Load, t, hbm, width, tile, pitch_bytes, queue, fmt)
 
 
 def store_rows(

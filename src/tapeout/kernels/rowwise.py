@@ -13,6 +13,7 @@ writes lane m of a packed row.
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Protocol
 
 from tapeout.isa import Count, HbmAddr, Kind, dma
 from tapeout.isa.vpu import Combine, Combine2, Function, Reduce
@@ -57,7 +58,7 @@ def fold(k: Builder, program: RowProgram, value: int, how: str, count: int, out:
         _Fold(k, program, value, how, count, out).run()
 
 
-class _Region:
+class Region:
     """First-fit blocks of a range of vmem rows."""
 
     def __init__(self, k: Builder, first: int, rows: int) -> None:
@@ -67,7 +68,7 @@ class _Region:
     def tensor(self, rows: int, tiles: int, width: int, *, slot: int = 0) -> Tensor:
         """[rows, width] with `tiles` tiles, in a place of `slot` rows from the bottom, or from the
         top (0). ChipTooSmall."""
-        need = _padded(max(slot, rows * tiles)) if slot else rows * tiles
+        need = padded_rows(max(slot, rows * tiles)) if slot else rows * tiles
         at = self._from_bottom(need) if slot else self._from_top(need)
         if at < 0 or at + need > self.rows:
             raise ChipTooSmall(
@@ -103,9 +104,26 @@ class _Region:
         self.used = [u for u in self.used if u[0] != at]
 
 
-def _padded(rows: int) -> int:
+def padded_rows(rows: int) -> int:
     """Rows in whole blocks, by which vmem is ordered."""
     return -(-rows // VMEM_BLOCK) * VMEM_BLOCK
+
+
+class Traced(Protocol):
+    """What a `Block` is a part of."""
+
+    k: Builder
+    p: RowProgram
+    lanes: int
+    tiles: int
+    steps: list[Step]
+    keep: set[int]
+    level: list[int]  # how many reductions, one after another, come before each node
+    scalar_loads: list[int]
+
+    def load_queue(self) -> int:
+        """The queue of the next load."""
+        ...
 
 
 class _Rows:
@@ -142,11 +160,11 @@ class _Rows:
         blocks = [(a, min(a + rows, p.rows)) for a in range(0, p.rows, rows)]
         steps = len(blocks) * -(-self.tiles // chunk)
         if steps == 1:
-            regions = [_Region(k, whole.base, whole.rows)]
+            regions = [Region(k, whole.base, whole.rows)]
         else:
-            regions = [_Region(k, whole.base, half), _Region(k, whole.base + half, half)]
+            regions = [Region(k, whole.base, half), Region(k, whole.base + half, half)]
         for number, (a, b) in enumerate(blocks):
-            _Block(self, regions, number, a, b, rows, chunk).run()
+            Block(self, regions, number, a, b, rows, chunk).run()
         k.free(whole)
 
     def _sizes(self, room: int, half: int) -> tuple[int, int]:
@@ -160,7 +178,7 @@ class _Rows:
 
         def need(rows: int, tiles: int) -> int:
             packed = stats * -(-rows // self.lanes) + (self.lanes if self._packs() else 0)
-            return full * _padded(rows * tiles) + _padded(packed)
+            return full * padded_rows(rows * tiles) + padded_rows(packed)
 
         for limit, rows, tiles in ((room, self.p.rows, self.tiles), (half, 1, self.tiles)):
             if rows <= 1023 and need(rows, tiles) <= limit:
@@ -233,11 +251,11 @@ class _Rows:
         return queues[self.turn % len(queues)]
 
 
-class _Block:
+class Block:
     """Rows [a, b) of a program."""
 
     def __init__(
-        self, rows: _Rows, regions: list[_Region], number: int, a: int, b: int, size: int,
+        self, rows: Traced, regions: list[Region], number: int, a: int, b: int, size: int,
         chunk: int,
     ) -> None:  # fmt: skip
         self.outer, self.k, self.p, self.lanes = rows, rows.k, rows.p, rows.lanes
@@ -246,7 +264,7 @@ class _Block:
         self.count = b - a
         self.held: dict[int, Tensor] = {}
         self.region = regions[number % len(regions)]
-        self.temporary: list[tuple[_Region, Tensor]] = []
+        self.temporary: list[tuple[Region, Tensor]] = []
 
     def run(self) -> None:
         outer = self.outer
@@ -281,7 +299,7 @@ class _Block:
         for level in range(max(outer.level) + 1):
             for step in outer.steps:
                 if step.form == STAT and outer.level[step.node] == level:
-                    self._step(step, (0, 1), first=True)
+                    self.step(step, (0, 1), first=True)
             wanted = {
                 s.node if s.node >= 0 else -1 - s.reduce
                 for s in outer.steps
@@ -331,15 +349,15 @@ class _Block:
         }  # fmt: skip
         for n in kept:  # loads that are only stored
             if nodes[n].op == "load":
-                self._fetch(n, span)
+                self.fetch(n, span)
         local = set(kept)
         for at, step in enumerate(steps):
             for a in step.reads:
                 if isinstance(a, int) and a not in self.held:
-                    self._fetch(a, span)
+                    self.fetch(a, span)
                 if isinstance(a, int) and nodes[a].form != STAT:
                     local.add(a)
-            self._step(step, span, first=first, level=level)
+            self.step(step, span, first=first, level=level)
             if step.node >= 0 and step.form != STAT:
                 local.add(step.node)
             for n in [n for n in local if n in self.held and n not in kept]:
@@ -369,7 +387,8 @@ class _Block:
         slot = self.size * self.chunk  # all of one size: nothing falls between
         return self.region.tensor(rows, tiles, self._width(span), slot=slot)
 
-    def _fetch(self, n: int, span: tuple[int, int]) -> None:
+    def fetch(self, n: int, span: tuple[int, int]) -> None:
+        """Loads node n."""
         node = self.p.nodes[n]
         assert node.place is not None, (n, node)
         t = self._tensor(node.form, span)
@@ -398,7 +417,7 @@ class _Block:
             return t
         return t.scalars() if own == STAT else t.shared()
 
-    def _step(self, step: Step, span: tuple[int, int], *, first: bool, level: int = -1) -> None:
+    def step(self, step: Step, span: tuple[int, int], *, first: bool, level: int = -1) -> None:
         k, nodes = self.k, self.p.nodes
         operands = [self._operand(a, step.form) for a in step.operands]
         combine = COMBINES[step.combine] if step.combine else Combine.A
@@ -630,8 +649,8 @@ class _Fold(_Rows):
         rows, chunk = self._sizes(part, part)
         kept = p.rows // self.fold
         rows = rows // kept * kept if rows >= kept else rows
-        sums = _Region(k, whole.base + 2 * part, part)
-        regions = [_Region(k, whole.base + i * part, part) for i in range(2)]
+        sums = Region(k, whole.base + 2 * part, part)
+        regions = [Region(k, whole.base + i * part, part) for i in range(2)]
         number = 0
         for first in range(0, self.tiles, chunk):
             span = (first, min(first + chunk, self.tiles))
@@ -641,7 +660,7 @@ class _Fold(_Rows):
         k.free(whole)
 
     def _sum(
-        self, regions: list[_Region], sums: _Region, number: int, span: tuple[int, int], at: int,
+        self, regions: list[Region], sums: Region, number: int, span: tuple[int, int], at: int,
         size: int, kept: int,
     ) -> int:  # fmt: skip
         """Sums rows at.. of every index (all rows of several indices, where size allows it)."""
@@ -652,7 +671,7 @@ class _Fold(_Rows):
         acc: Tensor | None = None
         width = min(p.width - span[0] * self.lanes, (span[1] - span[0]) * self.lanes)
         for a, b in blocks:
-            block = _Block(self, regions, number, a, b, size, span[1] - span[0])
+            block = Block(self, regions, number, a, b, size, span[1] - span[0])
             number += 1
             value = block.value(self.value, span)
             if acc is None:
@@ -674,7 +693,7 @@ class _Fold(_Rows):
             ops.vector(k, low, high, dst=low, combine=self.how, rows=move)
             left = half
         count = min(size, kept)
-        last = _Block(self, regions, number, at, at + count, size, span[1] - span[0])
+        last = Block(self, regions, number, at, at + count, size, span[1] - span[0])
         last._store(replace(acc, rows=count), self.out, span)
         sums.free(acc)
         return number

@@ -48,14 +48,17 @@ class StripeAllocator:
 
     def _allocate_whole(self, rows: int, avoid: frozenset) -> tuple[int, int]:
         count = -(-rows // self.rows_per_stripe)
-        spans = [range(s, s + count) for s in self.stripes if s + count - 1 in self.used]
-        for span in sorted(spans, key=lambda span: max(self.age[s] for s in span)):
+        free = {s for s in self.stripes if not self.used[s] and s not in avoid}
+        spans = _runs(free, count)
+        # Oldest first; but one that leaves room for another like it, which often follows.
+        for span in sorted(
+            spans, key=lambda r: (not _runs(free - set(r), count), max(self.age[s] for s in r))
+        ):
             first = span[0]
-            if all(not self.used[s] and s not in avoid for s in span):
-                for s in span:
-                    left = rows - (s - first) * self.rows_per_stripe
-                    self.used[s].append((0, min(left, self.rows_per_stripe)))
-                return first * self.rows_per_stripe, count
+            for s in span:
+                left = rows - (s - first) * self.rows_per_stripe
+                self.used[s].append((0, min(left, self.rows_per_stripe)))
+            return first * self.rows_per_stripe, count
         raise ChipTooSmall(self._message(rows, avoid))
 
     def allocate_column(
@@ -96,6 +99,12 @@ class StripeAllocator:
             self.used[stripe].remove((at, at + here))
             self.age[stripe] = self.clock
             row, rows = row + here, rows - here
+
+
+def _runs(stripes: set[int], count: int) -> list[range]:
+    """All runs of `count` stripes that follow each other."""
+    runs = [range(s, s + count) for s in sorted(stripes)]
+    return [r for r in runs if stripes.issuperset(r)]
 
 
 class Places:

@@ -1,7 +1,12 @@
-"""Convolution and its gradients as products of matrices of windows."""
+"""Convolution and its gradients, with the channels last in memory.
 
+Images with enough channels go to the kernel for images. Few channels, and gradients of weights, are
+products with a matrix of windows; channels that do not meet are sums over the taps.
+"""
+
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,44 +17,153 @@ from tapeout.compiler.values import (
     Shape,
     Value,
 )
+from tapeout.kernels.convolution import Axis
+from tapeout.kernels.convolution import Shape as ImageShape
 
 from . import arithmetic as ar
-from .parts import padded
-from .products import matmul
+from .arithmetic import F32
+from .parts import cat, padded
+from .products import kernel_result, matmul, parts_of, passes_of, stored
 from .reductions import reduce
 from .registry import Meta, aten, lowering, typed
 from .windows import per_dimension, spread_out, windows
 
+MOST_TAPS = 128  # of a window whose channels are apart: its taps are written out
+FEW_CHANNELS = 16  # below: the array would be mostly idle, windows are written out as a matrix
 
-def _columns(
-    x: Value, groups: int, size: Sequence[int], stride: Sequence[int], dilation: Sequence[int],
-    out: Shape,
-) -> Value:  # fmt: skip
-    """[batch * groups, channels of a group * window, outputs] of a padded x."""
-    n, channels = x.shape[:2]
-    part = channels // groups
-    return v.reshape(
-        windows(x, size, stride, dilation, out),
-        (n * groups, part * math.prod(size), math.prod(out)),
+
+def _outputs(
+    x: Value, size: Sequence[int], stride: Sequence[int], pads: Sequence[tuple[int, int]],
+    dilation: Sequence[int],
+) -> Shape:  # fmt: skip
+    return tuple(
+        (n + sum(p) - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(x.shape[2:], size, stride, pads, dilation, strict=True)
     )
+
+
+def _last(x: Value) -> Value:
+    """[N, C, ..] with the channels last."""
+    return v.permute(x, (0, *range(2, len(x.shape)), 1))
+
+
+def _first(x: Value) -> Value:
+    """[N, .., C] with the channels behind the batch."""
+    rank = len(x.shape)
+    return v.permute(x, (0, rank - 1, *range(1, rank - 1)))
 
 
 def _convolve(
     x: Value, w: Value, stride: Sequence[int], pads: Sequence[tuple[int, int]],
     dilation: Sequence[int], groups: int, dtype: torch.dtype,
 ) -> Value:  # fmt: skip
-    """x [N, C, ..] with w [O, C / groups, ..]: [N, O, ..]."""
-    size = w.shape[2:]
-    x = padded(x, pads, 0.0)
-    out = tuple(
-        (n - d * (k - 1) - 1) // s + 1
-        for n, k, s, d in zip(x.shape[2:], size, stride, dilation, strict=True)
-    )
-    columns = _columns(x, groups, size, stride, dilation, out)
-    outputs = w.shape[0] // groups
-    weights = v.reshape(w, (groups, outputs, columns.shape[1]))
-    y = matmul(weights, columns, dtype)
-    return v.reshape(y, (x.shape[0], w.shape[0], *out))
+    """x [N, C, ..] with w [O, C / groups, ..]: [N, O, ..], whose channels lie last."""
+    size, part, outputs = w.shape[2:], w.shape[1], w.shape[0] // groups
+    out = _outputs(x, size, stride, pads, dilation)
+    if part == 1 and groups > 1 and math.prod(size) <= MOST_TAPS:
+        return _depthwise(x, w, stride, pads, dilation, dtype, out)
+    if part >= FEW_CHANNELS and len(size) <= 2:
+        return _grouped(
+            x, w, groups, lambda a, b: _images(a, b, stride, pads, dilation, dtype, out)
+        )
+    wide = padded(_stored_last(x), pads, 0.0)
+    if len(size) <= 2:
+        none = [(0, 0)] * len(size)
+        return _grouped(
+            wide, w, groups, lambda a, b: _images(a, b, stride, none, dilation, dtype, out)
+        )
+
+    def product(a: Value, b: Value) -> Value:
+        rows = _patches(a, size, stride, dilation, out)
+        right = v.reshape(v.copy(_taps_first(b)), (1, rows.shape[2], outputs))
+        return _first(v.reshape(matmul(rows, right, dtype), (x.shape[0], *out, outputs)))
+
+    return _grouped(wide, w, groups, product)
+
+
+def _stored_last(x: Value) -> Value:
+    """x [N, C, ..], where its channels are last in memory."""
+    y = _last(x)
+    lies = v.memory_order(y) == tuple(range(len(y.shape))) and not isinstance(y, Number)
+    return x if lies else _first(v.copy(y))
+
+
+def _taps_first(w: Value) -> Value:
+    """[O, C, ..] as [.., C, O]."""
+    return v.permute(w, (*range(2, len(w.shape)), 1, 0))
+
+
+def _grouped(
+    x: Value, w: Value, groups: int, product: Callable[[Value, Value], Value]
+) -> Value:  # fmt: skip
+    """`product` of every group's channels, side by side."""
+    if groups == 1:
+        return product(x, w)
+    channels, outputs = x.shape[1] // groups, w.shape[0] // groups
+    parts = [
+        _last(product(
+            v.narrow(x, 1, g * channels, channels), v.narrow(w, 0, g * outputs, outputs)
+        ))
+        for g in range(groups)
+    ]  # fmt: skip
+    shape = (*parts[0].shape[:-1], w.shape[0])
+    return _first(cat(Meta(shape, parts[0].dtype), parts, len(shape) - 1))
+
+
+def _images(
+    x: Value, w: Value, stride: Sequence[int], pads: Sequence[tuple[int, int]],
+    dilation: Sequence[int], dtype: torch.dtype, out: Shape,
+) -> Value:  # fmt: skip
+    """One group by the kernel for images; a line is an image of one row."""
+    x = padded(x, [(min(a, 0), min(b, 0)) for a, b in pads], 0.0)  # cuts
+    axes = [
+        Axis(n, o, k, s, d, max(0, before))
+        for n, o, k, s, d, (before, _) in zip(
+            x.shape[2:], out, w.shape[2:], stride, dilation, pads, strict=True
+        )
+    ]  # fmt: skip
+    rows, columns = axes if len(axes) == 2 else (Axis(1, 1, 1), axes[0])
+    passes = passes_of(x, w)
+    left = [stored(p) for p in parts_of(_last(x), passes.need[0])]
+    right = [stored(p) for p in parts_of(_taps_first(w), passes.need[1])]
+    few = x.shape[1] < FEW_CHANNELS
+    shape = ImageShape(x.shape[0], rows, columns, x.shape[1], w.shape[0], few)
+    inputs, given = passes.pairs(left, right), (x.shape[0], *out, w.shape[0])
+    return _first(kernel_result("convolution", inputs, {"shape": shape}, given, dtype))
+
+
+def _patches(
+    x: Value, size: Sequence[int], stride: Sequence[int], dilation: Sequence[int], out: Shape
+) -> Value:
+    """[1, N * outputs, taps * C] of a padded x."""
+    count = len(size)
+    seen = windows(x, size, stride, dilation, out)  # [N, C, taps, outputs]
+    taps, places = range(2, 2 + count), range(2 + count, 2 + 2 * count)
+    y = v.copy(v.permute(seen, (0, *places, *taps, 1)))
+    depth = math.prod(size) * x.shape[1]
+    return v.reshape(y, (1, y.numel // depth, depth))
+
+
+def _depthwise(
+    x: Value, w: Value, stride: Sequence[int], pads: Sequence[tuple[int, int]],
+    dilation: Sequence[int], dtype: torch.dtype, out: Shape,
+) -> Value:  # fmt: skip
+    """Each channel by itself: a sum over the taps, element by element."""
+    outputs = w.shape[0] // x.shape[1]
+    wide = _last(padded(_stored_last(x), pads, 0.0))
+    if outputs > 1:  # channels [C, outputs]
+        wide = v.expand(v.unsqueeze(wide, len(wide.shape)), (*wide.shape, outputs))
+    weights = v.copy(v.retyped(v.reshape(_taps_first(w), (*w.shape[2:], w.shape[0])), F32))
+    weights = v.reshape(weights, (*w.shape[2:], *wide.shape[1 + len(out) :]))
+    y: Value | None = None
+    for tap in itertools.product(*(range(k) for k in w.shape[2:])):
+        here, weight = wide, weights
+        for d, (k, s, t, o) in enumerate(zip(tap, stride, dilation, out, strict=True)):
+            here = v.narrow(here, 1 + d, k * t, o, s)
+            weight = v.select(weight, 0, k)
+        y = ar.mul(here, weight) if y is None else ar.fma(here, weight, y)
+    assert y is not None
+    return _first(v.reshape(v.retyped(y, dtype), (x.shape[0], *out, w.shape[0])))
 
 
 def _turned(w: Value, groups: int) -> Value:
@@ -154,12 +268,17 @@ def _weight_gradient(
 ) -> Value:  # fmt: skip
     """Of a convolution that took x to what has the gradient `grad`."""
     size, out = w.shape[2:], grad.shape[2:]
-    n = x.shape[0]
-    columns = _columns(padded(x, pads, 0.0), groups, size, stride, dilation, out)
-    depth, places = columns.shape[1:]
-    columns = v.permute(v.reshape(columns, (n, groups, depth, places)), (1, 0, 3, 2))
-    right = v.reshape(columns, (groups, n * places, depth))
-    part = grad.shape[1] // groups
-    left = v.permute(v.reshape(grad, (n, groups, part, places)), (1, 2, 0, 3))
-    left = v.reshape(left, (groups, part, n * places))
-    return typed(v.reshape(matmul(left, right, meta.dtype), w.shape), meta)
+    wide = padded(_stored_last(x), pads, 0.0)
+    channels, part = x.shape[1] // groups, grad.shape[1] // groups
+    gradients = []
+    for g in range(groups):
+        rows = _patches(
+            v.narrow(wide, 1, g * channels, channels), size, stride, dilation, out
+        )  # [1, M, taps * C]
+        left = _last(v.narrow(grad, 1, g * part, part))
+        left = v.permute(v.reshape(left, (1, rows.shape[1], part)), (0, 2, 1))
+        y = v.reshape(matmul(left, rows, meta.dtype), (part, *size, channels))
+        gradients.append(_first(y))
+    return typed(cat(Meta(w.shape, meta.dtype), gradients, 0), meta) if groups > 1 else typed(
+        gradients[0], meta
+    )  # fmt: skip

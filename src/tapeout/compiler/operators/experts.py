@@ -33,7 +33,7 @@ def _grouped_mm(meta: Meta, x: Value, w: Value, offs: Value | None = None, *_: A
     end = v.reshape(offs, (experts, 1, 1))
     before = ar.gt(end, row)  # the group of a row is the first that ends behind it
     earlier = v.narrow(before, 0, 0, experts - 1)
-    previous = within(before.shape, 0.0, earlier, v.dense_strides(before.shape), rows)
+    previous = within(before.shape, 0.0, earlier, (1, 0, 0), (1, 1, 1))
     own = ar.where(previous, 0.0, before)
     chosen = ar.where(own, products, 0.0)
     return typed(reduce("sum", chosen, (0,), keep=False, dtype=torch.float32), meta)

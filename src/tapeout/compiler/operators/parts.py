@@ -44,12 +44,42 @@ def cat(meta: Meta, tensors: Sequence[Value], dim: int = 0) -> Value:
     return assemble(meta, parts)
 
 
-def within(shape: Shape, fill: float, part: Value, strides: Shape, offset: int) -> Value:
-    """A tensor of one number with a part written into it."""
-    rest = Number(shape, part.dtype, fill)
-    return assemble(
-        Meta(shape, part.dtype), [(rest, v.dense_strides(shape), 0), (part, strides, offset)]
-    )
+def within(
+    shape: Shape, fill: float, part: Value, starts: Sequence[int], steps: Sequence[int]
+) -> Value:  # fmt: skip
+    """A tensor of one number with a part written into it, in the order in which the part lies.
+
+    Args:
+        starts, steps: element i of a dimension of the part stands at start + i * step.
+    """
+    order = v.memory_order(part)
+    turned = tuple(shape[d] for d in order)
+    dense = v.dense_strides(turned)
+    low, step = [starts[d] for d in order], [steps[d] for d in order]
+    inner = v.permute(part, order)
+    borders: list[tuple[Value, Shape, int]] = [(Number(turned, part.dtype, fill), dense, 0)]
+    if all(s == 1 for s in step):
+        borders = _borders(turned, fill, inner, low)
+    strides = tuple(s * t for s, t in zip(dense, step, strict=True))
+    offset = sum(s * a for s, a in zip(dense, low, strict=True))
+    whole = assemble(Meta(turned, part.dtype), [*borders, (inner, strides, offset)])
+    return v.permute(whole, v.inverse(order))
+
+
+def _borders(
+    shape: Shape, fill: float, inner: Value, starts: Sequence[int]
+) -> list[tuple[Value, Shape, int]]:  # fmt: skip
+    """What surrounds `inner`, as parts: in front of it and behind it along each dimension, over all
+    of the dimensions that follow and over its own part of those before."""
+    dense = v.dense_strides(shape)
+    parts: list[tuple[Value, Shape, int]] = []
+    for d, (n, size, first) in enumerate(zip(shape, inner.shape, starts, strict=True)):
+        at = sum(s * a for s, a in zip(dense[:d], starts, strict=False))
+        for low, count in ((0, first), (first + size, n - first - size)):
+            if count:
+                strip = (*inner.shape[:d], count, *shape[d + 1 :])
+                parts.append((Number(strip, inner.dtype, fill), dense, at + low * dense[d]))
+    return parts
 
 
 def padded(x: Value, pads: Sequence[tuple[int, int]], fill: float) -> Value:
@@ -65,9 +95,8 @@ def padded(x: Value, pads: Sequence[tuple[int, int]], fill: float) -> Value:
         *x.shape[:first],
         *(n + a + b for n, (a, b) in zip(x.shape[first:], grow, strict=True)),
     )
-    strides = v.dense_strides(shape)
-    offset = sum(a * s for (a, _), s in zip(grow, strides[first:], strict=True))
-    return within(shape, fill, x, strides, offset)
+    starts = [*[0] * first, *(a for a, _ in grow)]
+    return within(shape, fill, x, starts, [1] * len(shape))
 
 
 @lowering(aten.constant_pad_nd.default)

@@ -80,12 +80,11 @@ def _max_pool(
 
     first, *others = _elements(size)
     best, index = element(first)
-    best = v.copy(best)
     for at in others:
         here, number = element(at)
         better = ar.maximum(ar.gt(here, best), ar.is_nan(here))
         index = ar.where(better, number, index)
-        best = ar.where(better, here, best)
+        best = ar.maximum(best, here)
     return [typed(best, metas[0]), typed(index, metas[1])]
 
 
@@ -149,10 +148,8 @@ def _placed(
     first = len(part.shape) - count
     wide = tuple(n + a + b for n, (a, b) in zip(inner, pads, strict=True))
     shape = (*part.shape[:first], *wide)
-    dense = v.dense_strides(shape)
-    offset = sum(k * d * s for k, d, s in zip(at, dilation, dense[first:], strict=True))
-    strides = (*dense[:first], *(s * t for s, t in zip(dense[first:], stride, strict=True)))
-    y = within(shape, 0.0, part, strides, offset)
+    starts = [*[0] * first, *(k * d for k, d in zip(at, dilation, strict=True))]
+    y = within(shape, 0.0, part, starts, [*[1] * first, *stride])
     for i, (n, (a, _)) in enumerate(zip(inner, pads, strict=True)):
         y = v.narrow(y, first + i, a, n)
     return y

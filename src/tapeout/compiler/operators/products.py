@@ -1,6 +1,7 @@
 """Matrix products, and sums and products up to each element."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ TERMS = {6: [(2, 0), (0, 2), (1, 1), (1, 0), (0, 1), (0, 0)], 3: [(1, 0), (0, 1)
          1: [(0, 0)]}  # fmt: skip
 
 
-def _parts(x: Value, count: int) -> list[Value]:
+def parts_of(x: Value, count: int) -> list[Value]:
     """x as a sum of bf16 tensors."""
     parts: list[Value] = []
     left = x
@@ -38,11 +39,39 @@ def _parts(x: Value, count: int) -> list[Value]:
     return parts
 
 
+@dataclass(frozen=True)
+class Passes:
+    """How a product of two values is made of products of bf16 tensors.
+
+    Attributes:
+        need: how many parts the left and the right factor are split into.
+        terms: pairs of parts, in the order in which their products are added.
+    """
+
+    need: tuple[int, int]
+    terms: list[tuple[int, int]]
+
+    def pairs(self, left: Sequence[Value], right: Sequence[Value]) -> tuple[Value, ...]:
+        """Parts as the inputs of a kernel."""
+        return tuple(x for i, j in self.terms for x in (left[i], right[j]))
+
+
+def passes_of(a: Value, b: Value, precision: str = "") -> Passes:
+    """`precision`: a name of `PASSES` (default: PyTorch's setting for float32 products)."""
+    exact = (torch.bfloat16, torch.bool)
+    passes = PASSES[precision or torch.get_float32_matmul_precision()]
+    if a.dtype in v.INTS or b.dtype in v.INTS:
+        passes = 6
+    parts = {6: 3, 3: 2, 1: 1}[passes]
+    left, right = (1 if x.dtype in exact else parts for x in (a, b))
+    return Passes((left, right), [(i, j) for i, j in TERMS[passes] if i < left and j < right])
+
+
 def matmul(a: Value, b: Value, dtype: torch.dtype, *, precision: str = "") -> Value:
     """a [A, M, K] @ b [B, K, N], summed in fp32: B products, each with the next of a's A.
 
     Args:
-        precision: a name of `PASSES` (default: PyTorch's setting for float32 products).
+        precision: as for `passes_of`.
     """
     count, m, depth = a.shape
     batch, _, columns = b.shape
@@ -50,20 +79,20 @@ def matmul(a: Value, b: Value, dtype: torch.dtype, *, precision: str = "") -> Va
     shape = (batch, m, columns)
     if 0 in (batch, m, columns, depth):
         return Number(shape, dtype, 0.0)
-    exact = (torch.bfloat16, torch.bool)
-    passes = PASSES[precision or torch.get_float32_matmul_precision()]
-    if a.dtype in v.INTS or b.dtype in v.INTS:
-        passes = 6
-    need = [1 if x.dtype in exact else {6: 3, 3: 2, 1: 1}[passes] for x in (a, b)]
+    passes = passes_of(a, b, precision)
     turned = _is_turned(b)
-    left = _left(a, need[0])
-    right = [stored(p) for p in _parts(_turn(b) if turned else b, need[1])]
-    terms = [(i, j) for i, j in TERMS[passes] if i < need[0] and j < need[1]]
-    inputs = [x for i, j in terms for x in (left[i], right[j])]
+    left = _left(a, passes.need[0])
+    right = [stored(p) for p in parts_of(_turn(b) if turned else b, passes.need[1])]
     params = {"shape": (batch, m, columns, depth), "left": count, "transposed": turned}
-    kernel = Kernel("mm", tuple(inputs), params)
+    return kernel_result("mm", passes.pairs(left, right), params, shape, dtype)
+
+
+def kernel_result(
+    op: str, inputs: tuple[Value, ...], params: dict[str, Any], shape: v.Shape, dtype: torch.dtype
+) -> Value:
+    """What a kernel gives that stores bf16 or fp32, as `dtype`."""
     out = dtype if dtype == torch.bfloat16 else torch.float32
-    return v.retyped(Result(shape, out, kernel), dtype)
+    return v.retyped(Result(shape, out, Kernel(op, inputs, params)), dtype)
 
 
 def _turn(x: Value) -> Value:
@@ -81,8 +110,8 @@ def _is_turned(x: Value) -> bool:
 def _left(a: Value, count: int) -> list[Value]:
     """Parts of a left factor, row-major: the array turns the tiles of one that is not."""
     if not _is_turned(a):
-        return [stored(p) for p in _parts(a, count)]
-    parts = [stored(p) for p in _parts(_turn(a), count)]
+        return [stored(p) for p in parts_of(a, count)]
+    parts = [stored(p) for p in parts_of(_turn(a), count)]
     return [Result(a.shape, torch.bfloat16, Kernel("transpose", (p,))) for p in parts]
 
 

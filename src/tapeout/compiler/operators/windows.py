@@ -44,6 +44,4 @@ def spread_out(x: Value, stride: Sequence[int]) -> Value:
         *x.shape[:first],
         *((n - 1) * s + 1 for n, s in zip(x.shape[first:], stride, strict=True)),
     )
-    dense = v.dense_strides(shape)
-    strides = (*dense[:first], *(a * s for a, s in zip(dense[first:], stride, strict=True)))
-    return within(shape, 0.0, x, strides, 0)
+    return within(shape, 0.0, x, [0] * len(shape), [*[1] * first, *stride])

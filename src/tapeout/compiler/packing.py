@@ -1,0 +1,160 @@
+"""Parameters as kernels want them: rearranged and split by the host, once, when they are uploaded.
+
+What is computed of parameters only by moving elements, rounding to bf16 and taking the rest (how
+float32 is split into bf16 parts) need not be computed on the chip in every run. A `Recipe` says how
+the host makes it, with the chip's bits.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from tapeout.kernels import gemm
+from tapeout.numerics import arith, encodings
+
+from .values import Buffer, Map, Number, Value, View, as_view
+
+OPS = ("copy", "bf16", "sub")
+
+Recipe = list[list[Any]]  # steps in JSON's types; arguments are numbers of earlier steps
+
+
+class Movable:
+    """Which values a host can make of some buffers."""
+
+    def __init__(self, buffers: frozenset[Buffer]) -> None:
+        self.buffers = buffers
+        self.known: dict[Value, tuple[bool, bool]] = {}  # (can be made, of at least one buffer)
+
+    def __call__(self, v: Value) -> bool:
+        return isinstance(v, Map) and self._of(v) == (True, True)
+
+    def _of(self, v: Value) -> tuple[bool, bool]:
+        if v not in self.known:
+            self.known[v] = self._decide(v)
+        return self.known[v]
+
+    def _decide(self, v: Value) -> tuple[bool, bool]:
+        if isinstance(v, Buffer):
+            return v in self.buffers, v in self.buffers
+        if isinstance(v, Number):
+            return True, False
+        if isinstance(v, View):
+            return self._of(v.source)
+        if isinstance(v, Map) and v.op in OPS:
+            args = [self._of(a) for a in v.args]
+            return all(can for can, _ in args), any(own for _, own in args)
+        return False, False
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Memory that holds what a recipe makes of inputs.
+
+    Attributes:
+        offset: bytes from the start of the heap.
+        bf16: elements are stored as bf16, not as fp32.
+        sources: numbers of the inputs.
+    """
+
+    offset: int
+    bf16: bool
+    recipe: Recipe
+    sources: tuple[int, ...]
+
+    def make(self, tensors: Mapping[int, torch.Tensor]) -> np.ndarray:
+        """The bytes for the inputs' values."""
+        made: list[np.ndarray] = []
+        for op, *args in self.recipe:
+            made.append(_STEPS[op](made, tensors, *args))
+        if self.bf16:
+            return encodings.f32_to_bf16(np.ascontiguousarray(made[-1]))
+        return np.ascontiguousarray(made[-1])
+
+
+def tiled(
+    recipe: Recipe, shape: tuple[int, int, int], lanes: int, *, turned: bool
+) -> Recipe:  # fmt: skip
+    """The recipe of matrices [count, K, N] continued: column tile by column tile, as `kernels.gemm`
+    takes them with `tiled`. `turned`: they are given as [count, N, K]."""
+    return [*recipe, ["tiles", len(recipe) - 1, list(shape), lanes, turned]]
+
+
+def recipe_of(v: Value, inputs: Sequence[Buffer]) -> tuple[Recipe, tuple[int, ...]]:
+    """How a movable value is made, and the inputs that it is made of."""
+    numbers = {b: i for i, b in enumerate(inputs)}
+    recipe: Recipe = []
+    at: dict[Value, int] = {}
+
+    def add(v: Value) -> int:
+        if v in at:
+            return at[v]
+        if isinstance(v, Buffer):
+            step: list[Any] = ["input", numbers[v]]
+        elif isinstance(v, Number):
+            step = ["number", v.value, list(v.shape)]
+        elif isinstance(v, View):
+            view = as_view(v)
+            step = ["view", add(v.source), list(v.shape), list(view.strides), view.offset]
+        else:
+            assert isinstance(v, Map)
+            args = [add(a) for a in v.args]
+            rounds = v.op == "bf16" or v.dtype == torch.bfloat16
+            step = [v.op, *args] if v.op == "sub" else ["bf16" if rounds else "copy", *args]
+        recipe.append(step)
+        at[v] = len(recipe) - 1
+        return at[v]
+
+    add(v)
+    return recipe, tuple(sorted(step[1] for step in recipe if step[0] == "input"))
+
+
+def _input(_: list[np.ndarray], tensors: Mapping[int, torch.Tensor], number: int) -> np.ndarray:
+    return tensors[number].detach().contiguous().float().numpy()
+
+
+def _number(_: Any, __: Any, value: float, shape: list[int]) -> np.ndarray:
+    return np.full(shape, value, np.float32)
+
+
+def _view(
+    made: list[np.ndarray], _: Any, source: int, shape: list[int], strides: list[int], offset: int
+) -> np.ndarray:
+    flat = np.ascontiguousarray(made[source]).reshape(-1)
+    return np.lib.stride_tricks.as_strided(
+        flat[offset:], shape, [4 * s for s in strides], writeable=False
+    )
+
+
+def _copy(made: list[np.ndarray], _: Any, source: int) -> np.ndarray:
+    return made[source]
+
+
+def _bf16(made: list[np.ndarray], _: Any, source: int) -> np.ndarray:
+    x = np.ascontiguousarray(made[source])
+    return encodings.bf16_to_f32(encodings.f32_to_bf16(x))
+
+
+def _sub(made: list[np.ndarray], _: Any, a: int, b: int) -> np.ndarray:
+    return arith.sub(made[a], made[b])
+
+
+def _tiles(
+    made: list[np.ndarray], _: Any, source: int, shape: list[int], lanes: int, turned: bool
+) -> np.ndarray:
+    count, rows, columns = shape
+    if turned:
+        x = np.swapaxes(made[source].reshape(count, columns, rows), 1, 2)
+    else:
+        x = made[source].reshape(shape)
+    parts = [gemm.tile_columns(matrix, lanes) for matrix in x]
+    return np.concatenate(parts)
+
+
+_STEPS: dict[str, Callable[..., np.ndarray]] = {
+    "input": _input, "number": _number, "view": _view, "copy": _copy, "bf16": _bf16, "sub": _sub,
+    "tiles": _tiles,
+}  # fmt: skip
