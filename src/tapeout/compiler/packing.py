@@ -15,7 +15,7 @@ import torch
 from tapeout.kernels import gemm
 from tapeout.numerics import arith, encodings
 
-from .values import Buffer, Map, Number, Value, View, as_view
+from .values import Buffer, Map, Number, Result, Value, View, as_view
 
 OPS = ("copy", "bf16", "sub")
 
@@ -30,7 +30,7 @@ class Movable:
         self.known: dict[Value, tuple[bool, bool]] = {}  # (can be made, of at least one buffer)
 
     def __call__(self, v: Value) -> bool:
-        return isinstance(v, Map) and self._of(v) == (True, True)
+        return isinstance(v, (Map, Result)) and self._of(v) == (True, True)
 
     def _of(self, v: Value) -> tuple[bool, bool]:
         if v not in self.known:
@@ -44,6 +44,9 @@ class Movable:
             return True, False
         if isinstance(v, View):
             return self._of(v.source)
+        if isinstance(v, Result) and v.kernel.op == "assemble":
+            args = [self._of(a) for a in v.kernel.inputs]
+            return all(can for can, _ in args), any(own for _, own in args)
         if isinstance(v, Map) and v.op in OPS:
             args = [self._of(a) for a in v.args]
             return all(can for can, _ in args), any(own for _, own in args)
@@ -99,6 +102,14 @@ def recipe_of(v: Value, inputs: Sequence[Buffer]) -> tuple[Recipe, tuple[int, ..
         elif isinstance(v, View):
             view = as_view(v)
             step = ["view", add(v.source), list(v.shape), list(view.strides), view.offset]
+        elif isinstance(v, Result):
+            parts = [
+                [add(part), list(strides), offset]
+                for part, (strides, offset) in zip(
+                    v.kernel.inputs, v.kernel.params["places"], strict=True
+                )
+            ]
+            step = ["assemble", list(v.shape), parts]
         else:
             assert isinstance(v, Map)
             args = [add(a) for a in v.args]
@@ -129,6 +140,18 @@ def _view(
     )
 
 
+def _assemble(
+    made: list[np.ndarray], _: Any, shape: list[int], parts: list[list[Any]]
+) -> np.ndarray:
+    whole = np.zeros(shape, np.float32)
+    flat = whole.reshape(-1)
+    for source, strides, offset in parts:
+        part = made[source]
+        steps = [4 * s for s in strides]
+        np.lib.stride_tricks.as_strided(flat[offset:], part.shape, steps)[...] = part
+    return whole
+
+
 def _copy(made: list[np.ndarray], _: Any, source: int) -> np.ndarray:
     return made[source]
 
@@ -156,5 +179,6 @@ def _tiles(
 
 _STEPS: dict[str, Callable[..., np.ndarray]] = {
     "input": _input, "number": _number, "view": _view, "copy": _copy, "bf16": _bf16, "sub": _sub,
+    "assemble": _assemble,
     "tiles": _tiles,
 }  # fmt: skip

@@ -27,6 +27,7 @@ from .values import (
     dense_strides,
 )
 
+PRODUCTS = ("mm", "convolution")
 SEARCH = 24  # groups that a value may join, counted from the last
 
 
@@ -189,6 +190,8 @@ class _Planner:
                 users[i] = users.get(i, 0) + 1
                 if isinstance(i, Map) and (isinstance(v, View) or _wants_stored(v)):
                     self.roots.add(i)
+                elif isinstance(i, Map) and isinstance(v, Result) and _reads_product(i):
+                    self.roots.add(i)  # it becomes the product's epilogue
         for v in self.order:
             if (
                 isinstance(v, (Reduce, Result))
@@ -341,6 +344,14 @@ def _in_step(step: Step, view: View) -> bool:
 def _wants_stored(v: Value) -> bool:
     """A kernel that reads tensors from HBM; `assemble` computes what it puts together."""
     return isinstance(v, Result) and v.kernel.op != "assemble"
+
+
+def _reads_product(v: Value) -> bool:
+    """Something of a product is computed, element by element."""
+    return any(
+        isinstance(i.source, Result) and i.source.kernel.op in PRODUCTS
+        for i in leaves_of(v, set())
+    )  # fmt: skip
 
 
 def _is_trailing(v: Reduce) -> bool:

@@ -145,7 +145,8 @@ class Finish:
         self.turn = 0
         self.level = [0] * len(self.p.nodes)  # of reductions, which there are none of
         self.read = _vectors_read(epilogue, steps)
-        self.vectors: dict[tuple[int, int], dict[int, Tensor]] = {}
+        self.vectors: dict[int, Tensor] = {}  # a part is given its own
+        self.columns: dict[tuple[int, int], dict[int, Tensor]] = {}
         self.vmem: Tensor | None = None
         self.regions = [Region(k, 0, 0)]
         self.sub_rows = rows
@@ -203,17 +204,17 @@ class Finish:
 
     def _vectors(self, span: tuple[int, int]) -> dict[int, Tensor]:
         """Vectors of the columns, loaded and computed when they are first asked for."""
-        if self.vmem is None or span in self.vectors:
-            return self.vectors.get(span, {})
-        if len(self.vectors) >= self.columns_held:
-            for t in self.vectors.pop(next(iter(self.vectors))).values():
+        if self.vmem is None or span in self.columns:
+            return self.columns.get(span, {})
+        if len(self.columns) >= self.columns_held:
+            for t in self.columns.pop(next(iter(self.columns))).values():
                 self.shared.free(t)
         block = Block(self, [self.shared], 0, 0, 1, 1, self.tiles)
         for n in sorted(self.read):
             block.fetch(n, span)
         for step in self.shared_steps:
             block.step(step, span, first=True)
-        self.vectors[span] = block.held
+        self.columns[span] = block.held
         return block.held
 
     def load_queue(self) -> int:

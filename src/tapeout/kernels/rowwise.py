@@ -118,6 +118,7 @@ class Traced(Protocol):
     tiles: int
     steps: list[Step]
     keep: set[int]
+    vectors: dict[int, Tensor]  # that all blocks share
     level: list[int]  # how many reductions, one after another, come before each node
     scalar_loads: list[int]
 
@@ -141,6 +142,8 @@ class _Rows:
             if node.op == "load" and node.form == STAT and n in read
         ]  # fmt: skip
         self.turn = 0
+        self.shared: set[int] = set()  # vectors that are loaded and computed once, for all blocks
+        self.vectors: dict[int, Tensor] = {}
 
     def _levels(self) -> list[int]:
         """How many reductions, one after another, come before each node."""
@@ -155,17 +158,49 @@ class _Rows:
     def run(self) -> None:
         k, p = self.k, self.p
         whole = k.tensor(Kind.VMEM, k.chip.vmem.rows // VMEM_BLOCK * VMEM_BLOCK, 1)
-        half = whole.rows // 2 // VMEM_BLOCK * VMEM_BLOCK
-        rows, chunk = self._sizes(whole.rows, half)
+        self.shared = self._shareable(whole.rows // 4)
+        first, room = whole.base, whole.rows
+        if self.shared:
+            reserved = len(self.shared) * padded_rows(self.tiles)
+            first, room = first + reserved, room - reserved
+        half = room // 2 // VMEM_BLOCK * VMEM_BLOCK
+        rows, chunk = self._sizes(room, half)
         blocks = [(a, min(a + rows, p.rows)) for a in range(0, p.rows, rows)]
         steps = len(blocks) * -(-self.tiles // chunk)
         if steps == 1:
-            regions = [Region(k, whole.base, whole.rows)]
+            regions = [Region(k, first, room)]
         else:
-            regions = [Region(k, whole.base, half), Region(k, whole.base + half, half)]
+            regions = [Region(k, first, half), Region(k, first + half, half)]
+        if self.shared:
+            self._make_vectors(Region(k, whole.base, first - whole.base))
         for number, (a, b) in enumerate(blocks):
             Block(self, regions, number, a, b, rows, chunk).run()
         k.free(whole)
+
+    def _shareable(self, room: int) -> set[int]:
+        """Vectors, where `room` rows of vmem hold them all and a row needs no chunks."""
+        nodes = self.p.nodes
+        found = {s.node for s in self.steps if s.form == VECTOR}
+        found |= {
+            a for s in self.steps for a in s.reads if isinstance(a, int) and nodes[a].form == VECTOR
+        }  # fmt: skip
+        if found & self.keep or len(found) * padded_rows(self.tiles) > room:
+            return set()
+        self.shared = found
+        rows = self.k.chip.vmem.rows // VMEM_BLOCK * VMEM_BLOCK
+        half = (rows - len(found) * padded_rows(self.tiles)) // 2 // VMEM_BLOCK * VMEM_BLOCK
+        return found if self._need(1, self.tiles) <= half else set()
+
+    def _make_vectors(self, region: Region) -> None:
+        block = Block(self, [region], 0, 0, 1, 1, self.tiles)
+        span = (0, self.tiles)
+        for n in sorted(self.shared):
+            if self.p.nodes[n].op == "load":
+                block.fetch(n, span)
+        for step in self.steps:
+            if step.form == VECTOR:
+                block.step(step, span, first=True)
+        self.vectors = block.held
 
     def _sizes(self, room: int, half: int) -> tuple[int, int]:
         """(rows of a block, tiles of a chunk): the largest that fit.
@@ -174,12 +209,7 @@ class _Rows:
             room: rows of vmem for the whole program as one block.
             half: for a block among others.
         """
-        full, stats = self._most_live(), self._stats()
-
-        def need(rows: int, tiles: int) -> int:
-            packed = stats * -(-rows // self.lanes) + (self.lanes if self._packs() else 0)
-            return full * padded_rows(rows * tiles) + padded_rows(packed)
-
+        full, need = self._most_live(), self._need
         for limit, rows, tiles in ((room, self.p.rows, self.tiles), (half, 1, self.tiles)):
             if rows <= 1023 and need(rows, tiles) <= limit:
                 if rows == self.p.rows:
@@ -199,6 +229,11 @@ class _Rows:
         while rows < self.p.rows and need(rows + 1, tiles) <= half and rows < VMEM_BLOCK:
             rows += 1
         return rows, tiles
+
+    def _need(self, rows: int, tiles: int) -> int:
+        """Rows of vmem for a block."""
+        packed = self._stats() * -(-rows // self.lanes) + (self.lanes if self._packs() else 0)
+        return self._most_live() * padded_rows(rows * tiles) + padded_rows(packed)
 
     def _even(self, rows: int, tiles: int, half: int, need: Callable[[int, int], int]) -> int:
         """Blocks of about the same size, in whole rows of packed stats where there are many."""
@@ -221,7 +256,8 @@ class _Rows:
         return any(p.strides[-1] not in (0, 1) for p in places) or bool(self.scalar_loads)
 
     def _most_live(self) -> int:
-        """Full values and vectors that are alive at once (vectors count as full ones)."""
+        """Full values and vectors that are alive at once (vectors count as full ones, except those
+        that all blocks share)."""
         last: dict[int, int] = {}
         for at, step in enumerate(self.steps):
             for a in step.reads:
@@ -230,14 +266,14 @@ class _Rows:
         for n in self.keep:
             last[n] = max(last.get(n, 0), len(self.steps))
         most = 1
-        wide = [n.form != STAT for n in self.p.nodes]
+        wide = [n.form != STAT and i not in self.shared for i, n in enumerate(self.p.nodes)]
         alive = {n for n in self.keep if wide[n] and self.p.nodes[n].op == "load"}
         for at, step in enumerate(self.steps):
             alive |= {a for a in step.reads if isinstance(a, int) and wide[a]}
             if step.node >= 0 and wide[step.node]:
                 alive.add(step.node)
             spare = any(  # a stat read where a row must stand
-                isinstance(a, int) and not wide[a] for a in step.operands
+                isinstance(a, int) and self.p.nodes[a].form == STAT for a in step.operands
             )
             most = max(most, len(alive) + spare)
             alive = {n for n in alive if last.get(n, -1) > at}
@@ -262,7 +298,7 @@ class Block:
         self.regions, self.number = regions, number
         self.a, self.b, self.size, self.chunk = a, b, size, chunk
         self.count = b - a
-        self.held: dict[int, Tensor] = {}
+        self.held: dict[int, Tensor] = dict(rows.vectors)
         self.region = regions[number % len(regions)]
         self.temporary: list[tuple[Region, Tensor]] = []
 
@@ -289,7 +325,7 @@ class Block:
 
     def drop(self) -> None:
         """Frees what `value` left."""
-        for n in list(self.held):
+        for n in [n for n in self.held if n not in self.outer.vectors]:
             self.region.free(self.held.pop(n))
 
     def _chunked(self, spans: list[tuple[int, int]]) -> None:
@@ -352,10 +388,12 @@ class Block:
                 self.fetch(n, span)
         local = set(kept)
         for at, step in enumerate(steps):
+            if step.node in outer.vectors:
+                continue
             for a in step.reads:
                 if isinstance(a, int) and a not in self.held:
                     self.fetch(a, span)
-                if isinstance(a, int) and nodes[a].form != STAT:
+                if isinstance(a, int) and nodes[a].form != STAT and a not in outer.vectors:
                     local.add(a)
             self.step(step, span, first=first, level=level)
             if step.node >= 0 and step.form != STAT:

@@ -22,14 +22,16 @@ from tapeout.kernels.convolution import Shape as ImageShape
 
 from . import arithmetic as ar
 from .arithmetic import F32
-from .parts import cat, padded
+from .parts import assemble, cat, padded
 from .products import kernel_result, matmul, parts_of, passes_of, stored
 from .reductions import reduce
 from .registry import Meta, aten, lowering, typed
 from .windows import per_dimension, spread_out, windows
 
 MOST_TAPS = 128  # of a window whose channels are apart: its taps are written out
-FEW_CHANNELS = 16  # below: the array would be mostly idle, windows are written out as a matrix
+FEW_CHANNELS = 16  # below: the array would be mostly idle, windows are written out on chip
+MOST_TOGETHER = 8  # windows of few channels that are one
+WIDEST = 512  # outputs of such a window
 
 
 def _outputs(
@@ -68,9 +70,8 @@ def _convolve(
         )
     wide = padded(_stored_last(x), pads, 0.0)
     if len(size) <= 2:
-        none = [(0, 0)] * len(size)
         return _grouped(
-            wide, w, groups, lambda a, b: _images(a, b, stride, none, dilation, dtype, out)
+            wide, w, groups, lambda a, b: _few_channels(a, b, stride, dilation, dtype, out)
         )
 
     def product(a: Value, b: Value) -> Value:
@@ -130,6 +131,31 @@ def _images(
     shape = ImageShape(x.shape[0], rows, columns, x.shape[1], w.shape[0], few)
     inputs, given = passes.pairs(left, right), (x.shape[0], *out, w.shape[0])
     return _first(kernel_result("convolution", inputs, {"shape": shape}, given, dtype))
+
+
+def _few_channels(
+    x: Value, w: Value, stride: Sequence[int], dilation: Sequence[int], dtype: torch.dtype,
+    out: Shape,
+) -> Value:  # fmt: skip
+    """One group of a padded x. Neighbours along the last dimension are outputs of one window, wide
+    enough for all of them: their windows have most inputs in common, and each is a row on chip."""
+    count, outputs, none = 1, w.shape[0], [(0, 0)] * len(out)
+    if dilation[-1] == 1:
+        while count < MOST_TOGETHER and not out[-1] % (2 * count) and 2 * count * outputs <= WIDEST:
+            count *= 2
+    if count == 1:
+        return _images(x, w, stride, none, dilation, dtype, out)
+    step, taps = stride[-1], w.shape[-1]
+    shape = (count, *w.shape[:-1], (count - 1) * step + taps)  # [count, O, C, .., wider]
+    dense = v.dense_strides(shape)
+    rest: Value = Number(shape, w.dtype, 0.0)
+    parts = [(w, dense[1:], i * (dense[0] + step)) for i in range(count)]
+    wide = assemble(Meta(shape, w.dtype), [(rest, dense, 0), *parts])
+    wide = v.reshape(wide, (count * outputs, *shape[2:]))
+    fewer = (*out[:-1], out[-1] // count)
+    y = _images(x, wide, (*stride[:-1], count * step), none, dilation, dtype, fewer)
+    last = v.reshape(_last(y), (x.shape[0], *out, outputs))
+    return _first(last)
 
 
 def _patches(
