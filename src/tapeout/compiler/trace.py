@@ -13,6 +13,9 @@ from .operators import LOWERINGS, Meta, Unsupported, experts, random
 from .operators.registry import cast
 from .values import DTYPES, Buffer, Value, dense_strides, inverse, permute
 
+# Of what tracing knows already: types and devices.
+CHECKS = (torch.ops.aten._assert_tensor_metadata.default,)
+
 
 class UnsupportedGraph(Exception):
     """What of a model the compiler does not have, each with its place in the user's code."""
@@ -42,6 +45,8 @@ def _lowered(gm: GraphModule) -> tuple[list[Buffer], list[Any]]:
                 env[node] = _attribute(gm, node)
             elif node.op == "output":
                 outputs = list(_resolve(node.args[0], env))
+            elif node.target in CHECKS:
+                pass
             elif node.target is operator.getitem:
                 source, index = node.args
                 env[node] = _resolve(source, env)[index]

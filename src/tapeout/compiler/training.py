@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.export import export
 
 from tapeout.chip import Chip
 
@@ -168,6 +169,7 @@ class TrainingStep:
         from torch.fx.experimental.proxy_tensor import make_fx
 
         parts = self._inputs(batch)
+        traced = export(self.wrapped, tuple(batch), strict=False).module()
         sizes = [len(p) for p in parts]
         slots = len(self.rule.slots)
         groups = self.optimizer.param_groups
@@ -182,7 +184,7 @@ class TrainingStep:
             def value(*trained: torch.Tensor) -> tuple[torch.Tensor, Tensors]:
                 held = dict(zip(self.fixed, [f.clone() for f in fixed], strict=True))
                 named = {**dict(zip(self.names, trained, strict=True)), **held}
-                loss = functional_call(self.wrapped, named, tuple(inputs))
+                loss = functional_call(traced, named, tuple(inputs))
                 return loss, list(held.values())
 
             argnums = tuple(range(len(own)))

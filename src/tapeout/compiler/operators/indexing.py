@@ -10,6 +10,7 @@ from tapeout.compiler import values as v
 from tapeout.compiler.values import (
     INT_MAX,
     Kernel,
+    Map,
     Number,
     Result,
     Shape,
@@ -246,8 +247,21 @@ def _gather(meta: Meta, x: Value, dim: int, index: Value, **_: Any) -> Value:
         return Number(meta.shape, meta.dtype, 0.0)
     if not x.shape:
         return v.expand(x, meta.shape)
+    if _one_each(x, dim, index) and (isinstance(x, Map) or x.numel > INT_MAX):
+        # What is being computed is not stored for it: the sum of all, the others as zeros.
+        dim %= len(x.shape)
+        chosen = ar.where(ar.eq(along(dim, x.shape), index), x, 0.0)
+        return typed(reduce("sum", chosen, (dim,), keep=True, dtype=torch.float32), meta)
     rows = take_rows(x, x.numel, _elements(x.shape, dim, index))
     return v.reshape(rows, meta.shape)
+
+
+def _one_each(x: Value, dim: int, index: Value) -> bool:
+    """The index means one element of every line along a dimension."""
+    if len(index.shape) != len(x.shape):
+        return False
+    dim %= len(x.shape)
+    return index.shape == (*x.shape[:dim], 1, *x.shape[dim + 1 :])
 
 
 def _elements(shape: Shape, dim: int, index: Value) -> Value:
@@ -277,6 +291,9 @@ def _scatter(meta: Meta, x: Value, dim: int, index: Value, src: Any) -> Value:
         return x
     if not x.shape:
         return typed(v.reshape(_source(src, index, x.dtype), ()), meta)
+    if _one_each(x, dim, index):
+        hit = ar.eq(along(dim % len(x.shape), x.shape), index)
+        return typed(ar.where(hit, _source(src, index, x.dtype), x), meta)
     linear = _elements(x.shape, dim, index)
     source = v.reshape(_source(src, index, x.dtype), (index.numel, 1))
     return put_rows(v.copy(x), x.numel, linear, source)
