@@ -348,8 +348,8 @@ def main() -> None:
         good = bool(report["samples"]) and report["passed"] == report["samples"]
         passed, count = passed + good * len(names), count + len(names)
         why = "" if good else f"  {report['failures'][:2]}"
-        print(f"{'ok  ' if good else 'FAIL'} {', '.join(names)} "
-              f"{report['passed']}/{report['samples']} {report['seconds']}s{why}", flush=True)  # fmt: skip
+        counts = f"{report['passed']}/{report['samples']} {report['seconds']}s"
+        print(f"{'ok  ' if good else 'FAIL'} {', '.join(names)} {counts}{why}", flush=True)
     print(f"{passed} of {count} operators pass all their samples "
           f"({math.floor(1000 * passed / count) / 10} %)")  # fmt: skip
 

@@ -1,5 +1,6 @@
 """Runs many checks in processes of their own; each report is on disk as soon as it is there."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -91,5 +92,6 @@ class _Child:
 
 
 def _serve(check: Callable[..., dict], pipe) -> None:
-    while True:
-        pipe.send(check(*pipe.recv()))
+    with contextlib.suppress(EOFError):  # the other end is gone
+        while True:
+            pipe.send(check(*pipe.recv()))

@@ -18,7 +18,8 @@ from tapeout.lang import ARGS_BASE, Builder, HbmTensor
 from .fusion import fuse, tile_weights
 from .packing import Movable, Packed, recipe_of, tiled
 from .programs import Emitter
-from .schedule import Fold, Group, Launch, plan, reads_of, topological
+from .schedule import Fold, Group, Launch, plan, reads_of
+from .simplify import simplified
 from .values import (
     INT_MAX,
     INTS,
@@ -33,6 +34,7 @@ from .values import (
     hbm_format,
     inverse,
     item_bytes,
+    topological,
 )
 
 ALIGN = 512
@@ -238,6 +240,9 @@ def build(
         kept: numbers of inputs that seldom change (parameters): the host uploads them only when
             they do, and as kernels want them.
     """
+    everything = simplified([*outputs, *(value for _, value in updates)])
+    outputs, changes = everything[: len(outputs)], everything[len(outputs) :]
+    updates = [(b, value) for (b, _), value in zip(updates, changes, strict=True)]
     ends: dict[Value, Buffer] = {}
     views = [_shown(v) for v in outputs]
     for view in views:
@@ -247,7 +252,7 @@ def build(
     changed = frozenset(b for b, _ in updates)
     movable = Movable(frozenset(inputs[i] for i in kept) - changed)
     wanted = [*ends.items(), *((value, b) for b, value in updates)]
-    schedule = plan(wanted, changed, movable)
+    schedule = plan(wanted, changed, movable, rowwise.most_values(chip))
     k = Builder(chip, weight_slots=2)
     fuse(schedule, k, changed)
     tiles = tile_weights(schedule, lambda v: v not in schedule.ends and movable(v))

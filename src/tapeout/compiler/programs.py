@@ -15,7 +15,7 @@ from tapeout.kernels import rowprogram
 from tapeout.kernels.epilogue import Epilogue, possible
 from tapeout.lang import HbmTensor
 
-from .schedule import Fold, Group, Schedule, inputs_of, read_by
+from .schedule import Fold, Group, Schedule, read_by
 from .values import (
     Buffer,
     Map,
@@ -27,6 +27,7 @@ from .values import (
     as_view,
     dense_strides,
     hbm_format,
+    inputs_of,
 )
 
 PRODUCT = HbmTensor(0, 0, 0)  # stands for what a kernel has just made

@@ -25,9 +25,12 @@ from .values import (
     as_view,
     copy,
     dense_strides,
+    inputs_of,
+    topological,
 )
 
 PRODUCTS = ("mm", "convolution")
+MOST_IN_GROUP = 40  # values that it reads and makes: vmem holds a row of each
 SEARCH = 24  # groups that a value may join, counted from the last
 
 
@@ -79,18 +82,6 @@ class Schedule:
     ends: list[Value]  # what is left behind
 
 
-def inputs_of(v: Value) -> tuple[Value, ...]:
-    if isinstance(v, Map):
-        return v.args
-    if isinstance(v, Reduce):
-        return (v.arg,)
-    if isinstance(v, View):
-        return (v.source,)
-    if isinstance(v, Result):
-        return v.kernel.inputs
-    return ()
-
-
 def read_by(values: Sequence[Value], roots: set[Value]) -> list[Value]:
     """What computing the values reads: views, buffers, and roots, which are stored or at hand."""
     found: list[Value] = []
@@ -108,44 +99,28 @@ def read_by(values: Sequence[Value], roots: set[Value]) -> list[Value]:
     return found
 
 
-def topological(outputs: Sequence[Value]) -> list[Value]:
-    """All values that the outputs need, each behind what it needs."""
-    order: list[Value] = []
-    seen: set[Value] = set()
-    stack: list[tuple[Value, bool]] = [(v, False) for v in reversed(outputs)]
-    while stack:
-        v, done = stack.pop()
-        if done:
-            order.append(v)
-            continue
-        if v in seen:
-            continue
-        seen.add(v)
-        stack.append((v, True))
-        stack.extend((i, False) for i in reversed(inputs_of(v)) if i not in seen)
-    return order
-
-
 def plan(
     outputs: Sequence[tuple[Value, Buffer]],
     in_place: frozenset[Buffer] = frozenset(),
     given: Callable[[Value], bool] = lambda _: False,
+    most: int = MOST_IN_GROUP,
 ) -> Schedule:
     """Steps that leave each value in its buffer.
 
     Args:
         in_place: buffers among them that hold inputs, which steps read before they are written.
         given: says of values that would be stored whether they come from elsewhere.
+        most: values of which vmem holds a row each.
     """
-    return _Planner(outputs, in_place, given).run()
+    return _Planner(outputs, in_place, given, min(most, MOST_IN_GROUP)).run()
 
 
 class _Planner:
     def __init__(
         self, outputs: Sequence[tuple[Value, Buffer]], in_place: frozenset[Buffer],
-        given: Callable[[Value], bool],
+        given: Callable[[Value], bool], most: int,
     ) -> None:  # fmt: skip
-        self.in_place, self.given = in_place, given
+        self.in_place, self.given, self.most = in_place, given, most
         self.stored: dict[Value, Buffer] = {}
         self.roots: set[Value] = set()
         self.ends = ends = list[Value]()
@@ -199,6 +174,26 @@ class _Planner:
                 or (isinstance(v, Map) and users.get(v, 0) > 1)
             ):
                 self.roots.add(v)
+        self._cut_large()
+
+    def _cut_large(self) -> None:
+        """Stores parts of expressions that read more tensors than vmem holds rows of."""
+        reads: dict[Value, frozenset[Value]] = {}
+        for v in self.order:
+            if not isinstance(v, Map):
+                continue
+            args = dict.fromkeys(a for a in v.args if not isinstance(a, Number))
+            found = {a: reads[a] if self._inner(a) else frozenset([a]) for a in args}
+            while len(frozenset().union(*found.values())) > self.most:
+                largest = max(found, key=lambda a: len(found[a]))
+                if len(found[largest]) == 1:
+                    break
+                self.roots.add(largest)
+                found[largest] = frozenset([largest])
+            reads[v] = frozenset().union(*found.values())
+
+    def _inner(self, v: Value) -> bool:
+        return isinstance(v, Map) and v not in self.roots
 
     # --- groups -----------------------------------------------------------------------------------
 
@@ -215,7 +210,11 @@ class _Planner:
             reads = [v for v in leaves if self.made.get(v.source) == at]
             if isinstance(step, Group) and (reads or self._shares(step, leaves)):
                 merged = self._merged(step, root, domain, lanes, leaves)
-                if merged is not None and all(self._aligned(merged, root, v) for v in reads):
+                if (
+                    merged is not None
+                    and self._size(step, leaves) < self.most
+                    and all(self._aligned(merged, root, v) for v in reads)
+                ):
                     step.lanes = merged.lanes
                     step.roots.append(root)
                     self.made[root] = at
@@ -224,6 +223,11 @@ class _Planner:
                 break
         self.steps.append(Group(domain, lanes, [root]))
         self.made[root] = len(self.steps) - 1
+
+    def _size(self, group: Group, leaves: list[View]) -> int:
+        """Values that the group reads and makes, with further ones."""
+        read = {v.source for r in group.roots for v in self.leaves(r)}
+        return len(read | {v.source for v in leaves} | set(group.roots))
 
     def _shares(self, group: Group, leaves: list[View]) -> bool:
         sources = {v.source for v in leaves}

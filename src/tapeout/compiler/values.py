@@ -9,6 +9,7 @@ Integers are held as fp32 numbers, exact up to 2^24 in magnitude; booleans as 0 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -135,6 +136,36 @@ class View(Value):
     offset: int = 0
 
 
+def inputs_of(v: Value) -> tuple[Value, ...]:
+    if isinstance(v, Map):
+        return v.args
+    if isinstance(v, Reduce):
+        return (v.arg,)
+    if isinstance(v, View):
+        return (v.source,)
+    if isinstance(v, Result):
+        return v.kernel.inputs
+    return ()
+
+
+def topological(outputs: Sequence[Value]) -> list[Value]:
+    """All values that the outputs need, each behind what it needs."""
+    order: list[Value] = []
+    seen: set[Value] = set()
+    stack: list[tuple[Value, bool]] = [(v, False) for v in reversed(outputs)]
+    while stack:
+        v, done = stack.pop()
+        if done:
+            order.append(v)
+            continue
+        if v in seen:
+            continue
+        seen.add(v)
+        stack.append((v, True))
+        stack.extend((i, False) for i in reversed(inputs_of(v)) if i not in seen)
+    return order
+
+
 # --- views --------------------------------------------------------------------------------------
 
 
@@ -143,7 +174,8 @@ def as_view(v: Value) -> View:
     return v if isinstance(v, View) else View(v.shape, v.dtype, v, dense_strides(v.shape))
 
 
-def _moved(v: Value, shape: Shape, strides: Shape, offset: int) -> Value:
+def moved(v: Value, shape: Shape, strides: Shape, offset: int) -> Value:
+    """`v` shown with other strides of its source."""
     if isinstance(v, Number):
         return Number(shape, v.dtype, v.value)
     view = as_view(v)
@@ -159,7 +191,7 @@ def _same_strides(source: Value, strides: Shape) -> bool:
 
 def permute(v: Value, dims: tuple[int, ...]) -> Value:
     view = as_view(v)
-    return _moved(
+    return moved(
         v, tuple(v.shape[d] for d in dims), tuple(view.strides[d] for d in dims), view.offset
     )
 
@@ -195,7 +227,7 @@ def expand(v: Value, shape: Shape) -> Value:
     strides = [0] * new
     for size, want, stride in zip(v.shape, shape[new:], view.strides, strict=True):
         strides.append(stride if size == want else 0)
-    return _moved(v, shape, tuple(strides), view.offset)
+    return moved(v, shape, tuple(strides), view.offset)
 
 
 def narrow(v: Value, dim: int, start: int, length: int, step: int = 1) -> Value:
@@ -204,7 +236,7 @@ def narrow(v: Value, dim: int, start: int, length: int, step: int = 1) -> Value:
     shape, strides = list(v.shape), list(view.strides)
     offset = view.offset + start * strides[dim]
     shape[dim], strides[dim] = length, strides[dim] * step
-    return _moved(v, tuple(shape), tuple(strides), offset)
+    return moved(v, tuple(shape), tuple(strides), offset)
 
 
 def select(v: Value, dim: int, index: int) -> Value:
@@ -215,7 +247,7 @@ def squeeze(v: Value, dims: tuple[int, ...]) -> Value:
     view = as_view(v)
     keep = [d for d in range(len(v.shape)) if d not in dims]
     assert all(v.shape[d] == 1 for d in dims)
-    return _moved(
+    return moved(
         v, tuple(v.shape[d] for d in keep), tuple(view.strides[d] for d in keep), view.offset
     )
 
@@ -225,7 +257,7 @@ def unsqueeze(v: Value, dim: int) -> Value:
     shape, strides = list(v.shape), list(view.strides)
     shape.insert(dim, 1)
     strides.insert(dim, 0)
-    return _moved(v, tuple(shape), tuple(strides), view.offset)
+    return moved(v, tuple(shape), tuple(strides), view.offset)
 
 
 def reshape_strides(shape: Shape, strides: Shape, new: Shape) -> Shape | None:
@@ -259,11 +291,11 @@ def reshape(v: Value, new: Shape) -> Value:
     if v.shape == new:
         return v
     if isinstance(v, Number) or v.numel == 0:
-        return _moved(v, new, dense_strides(new), 0)
+        return moved(v, new, dense_strides(new), 0)
     view = as_view(v)
     strides = reshape_strides(v.shape, view.strides, new)
     if strides is not None:
-        return _moved(v, new, strides, view.offset)
+        return moved(v, new, strides, view.offset)
     # Copied in an order near that of its elements, if `new` can be seen in it.
     lying = memory_order(v)
     last = tuple(d for d in lying if d >= len(lying) - 2)

@@ -80,14 +80,23 @@ def possible(epilogue: Epilogue) -> bool:
         len(epilogue.formats) <= MOST_TENSORS
         and all(p is not None and p.strides == dense for p in full)
         and all(p.strides[-1] == 1 for p in vectors)
-        and len(_temporaries(epilogue, steps_of(program, stored))) <= MOST_TEMPORARIES
+        and _temporaries(epilogue, steps_of(program, stored)) <= MOST_TEMPORARIES
     )
 
 
-def _temporaries(epilogue: Epilogue, steps: Sequence[Step]) -> list[int]:
-    """Values [M, N] that are neither loaded nor stored."""
+def _temporaries(epilogue: Epilogue, steps: Sequence[Step]) -> int:
+    """How many values [M, N] that are neither loaded nor stored are alive at once."""
     stored = {n for n, _ in epilogue.program.stores}
-    return [s.node for s in steps if s.form == FULL and s.node not in stored]
+    full = [s for s in steps if s.form == FULL]
+    last = {a: i for i, s in enumerate(full) for a in s.reads}
+    alive: set[int] = set()
+    most = 0
+    for i, s in enumerate(full):
+        if s.node not in stored:
+            alive.add(s.node)
+        most = max(most, len(alive))
+        alive = {n for n in alive if last.get(n, -1) > i}
+    return most
 
 
 def vmem_sizes(chip: Chip, epilogue: Epilogue, rows: int, tiles: int) -> tuple[int, int] | None:
@@ -96,7 +105,7 @@ def vmem_sizes(chip: Chip, epilogue: Epilogue, rows: int, tiles: int) -> tuple[i
     None if the epilogue needs nothing of vmem. ChipTooSmall where not even one row fits.
     """
     steps = steps_of(epilogue.program, {n for n, _ in epilogue.program.stores})
-    temporaries = len(_temporaries(epilogue, steps))
+    temporaries = _temporaries(epilogue, steps)
     shared = len({s.node for s in steps if s.form == VECTOR} | _vectors_read(epilogue, steps))
     if not temporaries and not shared:
         return None

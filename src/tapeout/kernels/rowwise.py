@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Protocol
 
+from tapeout.chip import Chip
 from tapeout.isa import Count, HbmAddr, Kind, dma
 from tapeout.isa.vpu import Combine, Combine2, Function, Reduce
 from tapeout.lang import Builder, ChipTooSmall, HbmTensor, Tensor, ops
@@ -45,6 +46,12 @@ def run(k: Builder, program: RowProgram) -> None:
     if program.rows and program.width:
         with k.scope("rowwise"):
             _Rows(k, program).run()
+
+
+def most_values(chip: Chip) -> int:
+    """Values of which a block of one row and tile has room for each, beside packed rows."""
+    half = chip.vmem.rows // 2 // VMEM_BLOCK * VMEM_BLOCK
+    return max(2, (half - padded_rows(chip.lanes)) // VMEM_BLOCK - 2)
 
 
 def fold(k: Builder, program: RowProgram, value: int, how: str, count: int, out: Place) -> None:

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import torch
 
 from tapeout.compiler import values as v
@@ -42,14 +43,17 @@ def _cdist(meta: Meta, a: Value, b: Value, p: float, _: Any = None) -> Value:
     return typed(norm(ar.sub(x, y), float(p), rank), meta)
 
 
+def _pairs(n: int) -> list[Value]:
+    """The first and the second index of every pair."""
+    return [constant(i.astype(np.float32)) for i in np.triu_indices(n, 1)]
+
+
 @lowering(aten._pdist_forward.default)
 def _pdist(meta: Meta, x: Value, p: float = 2) -> Value:
     n = x.shape[0]
     if 0 in meta.shape or not x.shape[1]:
         return Number(meta.shape, meta.dtype, 0.0)
-    first, second = torch.triu_indices(n, n, 1).float()
-    a = take_rows(x, n, constant(first.numpy()))
-    b = take_rows(x, n, constant(second.numpy()))
+    a, b = (take_rows(x, n, end) for end in _pairs(n))
     return typed(norm(ar.sub(a, b), float(p), 1), meta)
 
 
@@ -89,8 +93,7 @@ def _pdist_backward(meta: Meta, grad: Value, x: Value, p: float, distance: Value
     n = x.shape[0]
     if not grad.numel or 0 in meta.shape:
         return Number(meta.shape, meta.dtype, 0.0)
-    first, second = torch.triu_indices(n, n, 1).float()
-    ends = [constant(t.numpy()) for t in (first, second)]
+    ends = _pairs(n)
     a, b = (take_rows(x, n, e) for e in ends)
     g, far = (v.expand(v.reshape(t, (t.numel, 1)), a.shape) for t in (grad, distance))
     each = typed(_norm_gradient(ar.sub(a, b), g, far, float(p)), Meta(a.shape, torch.float32))

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from tapeout.compiler import values as v
@@ -158,25 +159,25 @@ def _placed(
 def _counts(
     inner: Shape, out: Shape, size: Sequence[int], stride: Sequence[int], padding: Sequence[int],
     include: bool,
-) -> list[torch.Tensor]:  # fmt: skip
+) -> list[np.ndarray]:  # fmt: skip
     """By dimension, how many elements a window counts."""
     counts = []
     for n, o, k, s, p in zip(inner, out, size, stride, padding, strict=True):
-        start = torch.arange(o) * s - p
-        end = torch.minimum(start + k, torch.tensor(n + p))
+        start = np.arange(o) * s - p
+        end = np.minimum(start + k, n + p)
         if not include:
-            start, end = start.clamp(min=0), end.clamp(max=n)
-        counts.append((end - start).clamp(min=1).float())
+            start, end = np.maximum(start, 0), np.minimum(end, n)
+        counts.append(np.maximum(end - start, 1))
     return counts
 
 
-def _scale(shape: Shape, counts: Sequence[torch.Tensor], divisor: int | None) -> Value:
+def _scale(shape: Shape, counts: Sequence[np.ndarray], divisor: int | None) -> Value:
     if divisor:
         return Number(shape, torch.float32, 1.0 / divisor)
     total = counts[0]
     for c in counts[1:]:
         total = total[..., None] * c
-    return v.expand(constant((1.0 / total.double()).numpy()), shape)
+    return v.expand(constant((1.0 / total).astype(np.float32)), shape)
 
 
 def _avg_pool(
@@ -231,11 +232,11 @@ def _avg_pool_backward(
 
 def _averages(n: int, out: int) -> Value:
     """[n, out]: what each element gives to each mean of an adaptive pool."""
-    table = torch.zeros(n, out)
+    table = np.zeros((n, out), np.float32)
     for o in range(out):
         low, high = o * n // out, -(-(o + 1) * n // out)
         table[low:high, o] = 1.0 / (high - low)
-    return constant(table.numpy())
+    return constant(table)
 
 
 @lowering(aten._adaptive_avg_pool2d.default, aten._adaptive_avg_pool3d.default,

@@ -51,13 +51,15 @@ COMPOSITES = (  # of Core ATen, that PyTorch decomposes further
     "_native_batch_norm_legit", "_native_batch_norm_legit_functional",
     "_native_batch_norm_legit_no_training", "_softmax",
     "_softmax_backward_data", "addmm", "col2im", "elu", "embedding_dense_backward",
-    "grid_sampler_2d", "hardtanh", "index_select", "leaky_relu", "native_batch_norm",
+    "grid_sampler_2d", "hardtanh", "index_select", "leaky_relu", "linalg_vector_norm",
+    "native_batch_norm",
     "native_batch_norm_backward", "native_dropout", "native_group_norm",
     "native_group_norm_backward", "native_layer_norm", "native_layer_norm_backward",
     "reflection_pad1d", "reflection_pad1d_backward", "reflection_pad2d",
     "reflection_pad2d_backward", "reflection_pad3d", "reflection_pad3d_backward",
     "replication_pad2d",
-    "replication_pad3d", "upsample_bilinear2d", "upsample_nearest2d", "var",
+    "replication_pad3d", "upsample_bicubic2d", "upsample_bilinear2d",
+    "upsample_nearest2d", "var",
 )  # fmt: skip
 
 
