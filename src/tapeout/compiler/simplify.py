@@ -67,7 +67,9 @@ class _Simplifier:
 
     def _pushed(self, view: View, source: Value) -> Value | None:
         """The view as an expression of its own; None where it has to stay one."""
-        if view.offset or not isinstance(source, Map) or source not in self.single:
+        if view.offset or not view.numel or source not in self.single:
+            return None
+        if not isinstance(source, Map):
             return None
         dense = v.dense_strides(source.shape)
         if view.numel == source.numel:
