@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from tapeout.chip import load as load_chip
+from tapeout.compiler import folder as cache_files
 from tapeout.models import resolve
 from tapeout.runtime import cache
 from tapeout.runtime.cache import Options
@@ -24,7 +25,7 @@ def test_the_key_follows_model_chip_and_options(model, tmp_path, monkeypatch):
     config = folder / "config.json"
     config.write_text(config.read_text() + " ")
     keys.append(cache.key(source, chip, Options()))
-    monkeypatch.setattr(cache, "_sources", lambda: "another compiler")
+    monkeypatch.setattr(cache, "sources", lambda: "another compiler")
     keys.append(cache.key(source, chip, Options()))
     assert len(set(keys)) == 5
 
@@ -45,7 +46,7 @@ def test_a_damaged_entry_is_compiled_again(model, tmp_path):
 
 
 def test_entries_unused_for_longest_make_room(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "LIMIT_BYTES", 250)
+    monkeypatch.setattr(cache_files, "LIMIT_BYTES", 250)
     for age, name in enumerate(("newest", "used", "unused")):
         entry = tmp_path / name
         entry.mkdir()
@@ -54,7 +55,7 @@ def test_entries_unused_for_longest_make_room(tmp_path, monkeypatch):
     dead = tmp_path / ".tapeout-dead"
     dead.mkdir()
     os.utime(dead, (1e9, 1e9))
-    cache._make_room(tmp_path, tmp_path / "newest")
+    cache_files.make_room(tmp_path, tmp_path / "newest")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["newest", "used"]
 
 

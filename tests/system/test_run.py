@@ -161,7 +161,7 @@ def test_a_trace_holds_both_launches(tapeout, model, tmp_path):
 
 
 def test_a_hit_needs_no_torch_and_no_time(run_json, model, cache_home):
-    cache._sources.cache_clear()  # this process may have started before the last edit
+    cache.sources.cache_clear()  # this process may have started before the last edit
     run_json("--tokens", 2)
     code = (
         "import sys; from tapeout.cli.main import main\n"

@@ -8,11 +8,8 @@
 A saved model is one zip file of JSON, TOML, instruction words and raw tensors; nothing is pickled.
 """
 
-import io
 import json
-import tempfile
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +20,13 @@ from torch.export import ExportedProgram, export
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
-from tapeout.chip import Chip, load, to_toml
-from tapeout.isa import Program
+from tapeout.chip import Chip, load
 
+from . import store
 from .artifact import ArtifactError, written_whole
 from .backend import DEFAULT_CHIP, DEFAULT_TARGET, Device, device
-from .executable import Executable, Output, Port, build, decode, encode
+from .executable import Executable, build, decode, encode
 from .operators import Unsupported, decompositions
-from .packing import Packed
 from .trace import lower_graph
 from .values import Value, inverse
 
@@ -78,26 +74,12 @@ class Model:
         """Writes one file, whole or not at all."""
         e = self.executable
         meta = {
-            "version": FORMAT_VERSION,
-            "inputs": [_described(p) for p in e.inputs],
-            "seeds": [_described(p) for p in e.seeds],
-            "outputs": [
-                [o.shape, o.strides, o.offset, o.port and _described(o.port), o.given]
-                for o in e.outputs
-            ],
-            "constants": [[offset, data.nbytes] for offset, data in e.constants],
-            "heap_bytes": e.heap_bytes,
-            "packed": [[p.offset, p.bf16, p.recipe, p.sources] for p in e.packed],
-            "unread": sorted(e.unread),
-            "held": sorted(self.held),
-            "results": self.results,
+            "version": FORMAT_VERSION, "held": sorted(self.held), "results": self.results,
             "form": self.form,
-        }
+        }  # fmt: skip
         with written_whole(path) as scratch, zipfile.ZipFile(scratch, "w") as archive:
             archive.writestr("model.json", json.dumps(meta))
-            archive.writestr("chip.toml", to_toml(e.chip))
-            archive.writestr("program.zip", e.program.to_bytes())
-            archive.writestr("constants.bin", b"".join(d.tobytes() for _, d in e.constants))
+            store.write(archive, e)
             for number, tensor in self.held.items():
                 lying = e.inputs[number].lying(tensor)
                 archive.writestr(f"held/{number}.bin", encode(lying).tobytes())
@@ -119,47 +101,14 @@ class Model:
 
     @classmethod
     def _read(cls, archive: zipfile.ZipFile, meta: dict[str, Any]) -> "Model":
-        raw, constants = io.BytesIO(archive.read("constants.bin")), []
-        for offset, size in meta["constants"]:
-            constants.append((offset, np.frombuffer(raw.read(size), np.uint8)))
-        with tempfile.TemporaryDirectory() as folder:
-            chip_file = Path(folder) / "chip.toml"
-            chip_file.write_bytes(archive.read("chip.toml"))
-            chip = load(chip_file)
-        inputs = [_port(p) for p in meta["inputs"]]
-        executable = Executable(
-            chip=chip,
-            program=Program.from_bytes(archive.read("program.zip")),
-            inputs=inputs,
-            seeds=[_port(p) for p in meta["seeds"]],
-            outputs=[
-                Output(tuple(shape), tuple(strides), offset, port and _port(port), given)
-                for shape, strides, offset, port, given in meta["outputs"]
-            ],
-            constants=constants,
-            heap_bytes=meta["heap_bytes"],
-            packed=[
-                Packed(offset, bf16, recipe, tuple(sources))
-                for offset, bf16, recipe, sources in meta["packed"]
-            ],
-            kept=frozenset(meta["held"]),
-            unread=frozenset(meta["unread"]),
-        )
+        executable = store.read(archive)
         held = {}
         for n in meta["held"]:
             data = np.frombuffer(archive.read(f"held/{n}.bin"), np.uint8).copy()
-            lying, order = decode(data, inputs[n].shape, inputs[n].dtype), inputs[n].order
+            port = executable.inputs[n]
+            lying, order = decode(data, port.shape, port.dtype), port.order
             held[n] = lying.permute(inverse(order)) if order else lying
         return cls(executable, held, [(n, c) for n, c in meta["results"]], meta["form"])
-
-
-def _described(p: Port) -> list[Any]:
-    return [p.shape, str(p.dtype).removeprefix("torch."), p.offset, p.order]
-
-
-def _port(described: Sequence[Any]) -> Port:
-    shape, dtype, offset, order = described
-    return Port(tuple(shape), getattr(torch, dtype), offset, tuple(order))
 
 
 def compile(

@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 
 from tapeout.chip import Chip, load
 
+from . import store
 from .executable import BOUND, Executable, build
 from .trace import lower_graph
 from .values import Value
@@ -52,20 +53,27 @@ def _laid_out(t: torch.Tensor, wanted: _Strides) -> torch.Tensor:
 
 
 def compile_graph(gm: GraphModule, chip: Chip, kept: Sequence[int] = ()) -> Compiled:
-    """Compiles a functional graph of ATen operators with static shapes.
+    """Compiles a functional graph of ATen operators with static shapes, or finds what an earlier
+    process made of the same one.
 
     Args:
         kept: numbers of inputs that are a model's parameters and buffers.
     """
-    inputs, seeds, outputs = lower_graph(gm)
-    values = [o for o in outputs if isinstance(o, Value)]
-    executable = build(chip, inputs, values, seeds=seeds, kept=kept)
+    key = store.graph_key(gm, chip, kept)
     (end,) = gm.graph.find_nodes(op="output")
-    rest = [
-        _Strides(tuple(node.meta["val"].stride())) if isinstance(value, Value) else value
-        for node, value in zip(end.args[0], outputs, strict=True)
-    ]
-    return Compiled(executable, rest)
+    found = store.find(key, chip)
+    if found is not None:
+        executable, rest = found
+    else:
+        inputs, seeds, outputs = lower_graph(gm)
+        values = [o for o in outputs if isinstance(o, Value)]
+        executable = build(chip, inputs, values, seeds=seeds, kept=kept)
+        rest = [{} if isinstance(value, Value) else value for value in outputs]
+        store.keep(key, executable, rest)
+    return Compiled(executable, [
+        _Strides(tuple(node.meta["val"].stride())) if value == {} else value
+        for node, value in zip(end.args[0], rest, strict=True)
+    ])  # fmt: skip
 
 
 class Device:

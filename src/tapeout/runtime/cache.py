@@ -4,9 +4,6 @@ Contract: `compiled` gives the artifact of a model, compiling it where the cache
 is found by the files of the model (path, size, time of change, first megabyte), every number of the
 chip, the options and the sources of all that decides what a compiled program is; so an entry never
 goes stale, it is only no longer asked for. Reading one imports neither torch nor transformers.
-
-Entries lie in `$XDG_CACHE_HOME/tapeout` (`~/.cache/tapeout`); when they pass `LIMIT_BYTES`, those
-unused for longest go first.
 """
 
 import gc
@@ -18,24 +15,20 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import tapeout
 from tapeout import cache_folder
 from tapeout.chip import Chip, to_toml
 from tapeout.compiler.artifact import Artifact, ArtifactError
+from tapeout.compiler.folder import make_room, sources
 from tapeout.models import ModelError, ModelSource
 from tapeout.models.tokenizer import Tokenizer
 
-LIMIT_BYTES = 16 << 30
 DEFAULT_CONTEXT = 1024  # positions, where the model has as many
 STEPS = 7  # calls of `progress` while compiling
 
 _HEAD_BYTES = 1 << 20
-_COMPILER = ("chip", "numerics", "isa", "lang", "kernels", "compiler", "models")
-_ABANDONED_S = 24 * 3600.0  # a scratch directory this old belongs to a process that died
 
 Progress = Callable[[str], None]
 
@@ -107,20 +100,9 @@ def key(source: ModelSource, chip: Chip, options: Options) -> str:
             head = hashlib.sha256(stream.read(_HEAD_BYTES)).hexdigest()
         stat = file.stat()
         files.append([str(file.resolve()), stat.st_size, stat.st_mtime_ns, head])
-    parts = [files, to_toml(chip), asdict(options), _sources()]
+    parts = [files, to_toml(chip), asdict(options), sources()]
     name = "".join(c if c.isalnum() or c in "-." else "_" for c in source.name)[:48]
     return f"{name}-{chip.name}-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}"
-
-
-@cache
-def _sources() -> str:
-    """A hash of the sources that decide what a compiled program is."""
-    found = hashlib.sha256(tapeout.__version__.encode())
-    root = Path(tapeout.__file__).parent
-    for package in _COMPILER:
-        for path in sorted((root / package).rglob("*.py")):
-            found.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
-    return found.hexdigest()
 
 
 def _read(place: Path) -> Artifact | None:
@@ -175,26 +157,7 @@ def _keep(artifact: Artifact, place: Path) -> None:
     """Saves the entry and makes room; a full or read-only disk only costs the next run time."""
     try:
         artifact.save(place)
-        _make_room(place.parent, place)
+        make_room(place.parent, place)
     except OSError:
         if not (place / "artifact.json").is_file():  # another process may have kept the same
             shutil.rmtree(place, ignore_errors=True)
-
-
-def _make_room(folder: Path, newest: Path) -> None:
-    """Removes the entries unused for longest until the rest fit `LIMIT_BYTES`."""
-    kept = 0
-    entries = sorted(
-        (entry for entry in folder.iterdir() if entry.is_dir()),
-        key=lambda entry: (entry == newest, entry.stat().st_mtime),
-        reverse=True,
-    )
-    for entry in entries:
-        age_s = time.time() - entry.stat().st_mtime
-        if entry.name.startswith(".tapeout-"):
-            if age_s > _ABANDONED_S:
-                shutil.rmtree(entry, ignore_errors=True)
-            continue
-        kept += sum(file.stat().st_size for file in entry.iterdir())
-        if kept > LIMIT_BYTES and entry != newest:
-            shutil.rmtree(entry, ignore_errors=True)
