@@ -166,3 +166,24 @@ def test_what_vmem_does_not_hold_is_an_error_with_the_way_out():
     with pytest.raises(ChipTooSmall, match=r"raise vmem\.rows"):
         rowwise.run(trial.k, program)
     assert math.prod(program.dims) == 1
+
+
+def test_rows_that_come_in_chunks_are_moved_though_nothing_is_computed():
+    width = 40 * TINY.lanes  # vmem does not hold half a row
+    h = Harness((3,), width)
+    node, value = h.load((width, 1))
+    h.store(node, value, (width + 5, 1))
+    h.check()
+
+
+def test_vectors_serve_all_blocks():
+    rows, width = 50, 2 * TINY.lanes - 3
+    h = Harness((rows,), width)
+    x, a = h.load((width, 1))
+    scale, b = h.load((0, 1))
+    shift, c = h.load((0, 1))
+    factor = h.program.op("mul", scale, 2.0)
+    h.store(h.program.op("fma", x, factor, shift), a * (b * 2) + c, (width, 1))
+    h.check(tolerance=1e-6)
+    loads = sum(i.mnemonic == "dma.load" for q in h.trial.program.streams.values() for i in q)
+    assert loads < 2 * rows  # those of the vectors are not among every block's

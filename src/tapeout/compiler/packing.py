@@ -44,7 +44,7 @@ class Movable:
             return True, False
         if isinstance(v, View):
             return self._of(v.source)
-        if isinstance(v, Result) and v.kernel.op == "assemble":
+        if isinstance(v, Result) and v.kernel.op in ("assemble", "transpose"):
             args = [self._of(a) for a in v.kernel.inputs]
             return all(can for can, _ in args), any(own for _, own in args)
         if isinstance(v, Map) and v.op in OPS:
@@ -102,6 +102,8 @@ def recipe_of(v: Value, inputs: Sequence[Buffer]) -> tuple[Recipe, tuple[int, ..
         elif isinstance(v, View):
             view = as_view(v)
             step = ["view", add(v.source), list(v.shape), list(view.strides), view.offset]
+        elif isinstance(v, Result) and v.kernel.op == "transpose":
+            step = ["turn", add(v.kernel.inputs[0])]
         elif isinstance(v, Result):
             parts = [
                 [add(part), list(strides), offset]
@@ -138,6 +140,10 @@ def _view(
     return np.lib.stride_tricks.as_strided(
         flat[offset:], shape, [4 * s for s in strides], writeable=False
     )
+
+
+def _turn(made: list[np.ndarray], _: Any, source: int) -> np.ndarray:
+    return np.swapaxes(made[source], -1, -2)
 
 
 def _assemble(
@@ -179,6 +185,6 @@ def _tiles(
 
 _STEPS: dict[str, Callable[..., np.ndarray]] = {
     "input": _input, "number": _number, "view": _view, "copy": _copy, "bf16": _bf16, "sub": _sub,
-    "assemble": _assemble,
+    "assemble": _assemble, "turn": _turn,
     "tiles": _tiles,
 }  # fmt: skip

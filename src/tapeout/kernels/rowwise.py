@@ -168,7 +168,7 @@ class _Rows:
         self.shared = self._shareable(whole.rows // 4)
         first, room = whole.base, whole.rows
         if self.shared:
-            reserved = len(self.shared) * padded_rows(self.tiles)
+            reserved = self._vector_rows(self.shared)
             first, room = first + reserved, room - reserved
         half = room // 2 // VMEM_BLOCK * VMEM_BLOCK
         rows, chunk = self._sizes(room, half)
@@ -191,12 +191,19 @@ class _Rows:
         found |= {
             a for s in self.steps for a in s.reads if isinstance(a, int) and nodes[a].form == VECTOR
         }  # fmt: skip
-        if found & self.keep or len(found) * padded_rows(self.tiles) > room:
+        if found & self.keep or self._vector_rows(found) > room:
             return set()
         self.shared = found
         rows = self.k.chip.vmem.rows // VMEM_BLOCK * VMEM_BLOCK
-        half = (rows - len(found) * padded_rows(self.tiles)) // 2 // VMEM_BLOCK * VMEM_BLOCK
+        half = (rows - self._vector_rows(found)) // 2 // VMEM_BLOCK * VMEM_BLOCK
         return found if self._need(1, self.tiles) <= half else set()
+
+    def _vector_rows(self, vectors: set[int]) -> int:
+        """Rows of vmem for vectors, and to pack those whose elements lie apart."""
+        places = [self.p.nodes[n].place for n in vectors]
+        apart = any(p is not None and p.strides[-1] not in (0, 1) for p in places)
+        packing = padded_rows(self.lanes) + VMEM_BLOCK if apart else 0
+        return len(vectors) * padded_rows(self.tiles) + packing
 
     def _make_vectors(self, region: Region) -> None:
         block = Block(self, [region], 0, 0, 1, 1, self.tiles)
@@ -352,7 +359,11 @@ class Block:
                     or (s.node in outer.keep and outer.level[s.node] == level)
                 )
             }
-            if not wanted:
+            only_moved = any(
+                nodes[n].op == "load" and nodes[n].form != STAT and outer.level[n] == level
+                for n in outer.keep
+            )  # fmt: skip
+            if not wanted and not only_moved:
                 continue
             chosen: list[Step] = []
             needed: set[int] = set()

@@ -13,7 +13,9 @@ import torch
 
 from tapeout.compiler import values as v
 from tapeout.compiler.values import (
+    Kernel,
     Number,
+    Result,
     Shape,
     Value,
 )
@@ -94,6 +96,17 @@ def _taps_first(w: Value) -> Value:
     return v.permute(w, (*range(2, len(w.shape)), 1, 0))
 
 
+def _kernel_weights(w: Value) -> Value:
+    """w [O, C, ..] of bf16 as the kernel takes it: [.., C, O]. The array turns it, then rows of O
+    are put in order: elements one by one would be slow."""
+    outputs, depth = w.shape[0], w.numel // w.shape[0]
+    flat = v.reshape(stored(w), (1, outputs, depth))
+    turned = Result((1, depth, outputs), w.dtype, Kernel("transpose", (flat,)))
+    y = v.reshape(turned, (*w.shape[1:], outputs))
+    rank = len(y.shape)
+    return stored(v.permute(y, (*range(1, rank - 1), 0, rank - 1)))
+
+
 def _grouped(
     x: Value, w: Value, groups: int, product: Callable[[Value, Value], Value]
 ) -> Value:  # fmt: skip
@@ -126,7 +139,7 @@ def _images(
     rows, columns = axes if len(axes) == 2 else (Axis(1, 1, 1), axes[0])
     passes = passes_of(x, w)
     left = [stored(p) for p in parts_of(_last(x), passes.need[0])]
-    right = [stored(p) for p in parts_of(_taps_first(w), passes.need[1])]
+    right = [_kernel_weights(p) for p in parts_of(w, passes.need[1])]
     few = x.shape[1] < FEW_CHANNELS
     shape = ImageShape(x.shape[0], rows, columns, x.shape[1], w.shape[0], few)
     inputs, given = passes.pairs(left, right), (x.shape[0], *out, w.shape[0])
