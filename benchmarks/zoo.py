@@ -59,7 +59,7 @@ SMALL = {
     "num_mel_bins": 16, "state_size": 8, "attention_window": 8, "rotary_dim": 8,
     "image_token_id": 100, "video_token_id": 101, "audio_token_id": 102,
     "vision_start_token_id": 103, "vision_end_token_id": 104, "max_window_layers": 2,
-    "num_codebooks": 2,
+    "num_codebooks": 2, "input_feat_per_channel": 16,
     "vocab_size_per_layer_input": VOCABULARY, "num_kv_shared_layers": 0,
     "hidden_size_per_layer_input": 16, "zero_expert_num": 2, "hub_dim": 64,
 }  # fmt: skip
@@ -187,6 +187,11 @@ def built(task: str, name: str, cls, config):
     elif task == "causal-lm" and hasattr(config, "is_decoder"):
         config.is_decoder = True
     config.use_cache = False
+    for part in (config, getattr(config, "text_config", None)):  # where rows end, in a batch
+        if part is not None and getattr(part, "pad_token_id", 0) is None:
+            part.pad_token_id = SMALL["pad_token_id"]
+    if getattr(config, "vocab_size", 0) is None:
+        config.vocab_size = VOCABULARY
     with torch.device("meta"):
         count = sum(p.numel() for p in cls(config).parameters())
     if count > LARGEST:
@@ -203,8 +208,13 @@ def built(task: str, name: str, cls, config):
         return torch.randint(3, 100, (2, n), generator=generator)
 
     if task in ("causal-lm", "masked-lm", "sequence-classification"):
-        return model, {"input_ids": tokens()}
+        ids = tokens()
+        if task == "sequence-classification":
+            ids[:, -1] = SMALL["eos_token_id"]
+        return model, {"input_ids": ids}
     main = model.main_input_name
+    if main == "input_ids" and task == "image-classification":  # pixels as tokens
+        return model, {"input_ids": tokens()}
     if main == "pixel_values":
         size = getattr(config, "image_size", 32)
         size = size if isinstance(size, int) else size[0]
@@ -213,7 +223,8 @@ def built(task: str, name: str, cls, config):
     if main == "input_values":
         inputs = {"input_values": torch.randn(1, 1600, generator=generator)}
     else:
-        bins = getattr(config, "num_mel_bins", 16)
+        names = ("feature_projection_input_dim", "input_feat_per_channel", "num_mel_bins")
+        bins = next((getattr(config, n) for n in names if hasattr(config, n)), 16)
         length = 2 * getattr(config, "max_source_positions", 32)
         shape = (1, bins, length) if "whisper" in name or "moonshine" in name else (1, length, bins)
         inputs = {"input_features": torch.randn(*shape, generator=generator)}

@@ -19,7 +19,8 @@ release = version = tapeout.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = [
     "_build",
-    *(f"generated/{n}.md" for n in ("presets", "accelerators", "operators")),
+    *(f"generated/{n}.md" for n in ("presets", "accelerators", "operators",
+                                        "architectures")),
 ]
 myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3
@@ -33,7 +34,14 @@ generated.mkdir(exist_ok=True)
 generate.write_presets(generated / "presets.md")
 generate.write_diagram("tiny", generated / "core.svg")
 generate.write_accelerators(DOCS / "data" / "accelerators.csv", generated / "accelerators.md")
-generate.write_operators(
-    DOCS.parent / "benchmarks" / "results" / "opinfo.json", generated / "operators.md"
+results = DOCS.parent / "benchmarks" / "results"
+generate.write_operators(results / "opinfo.json", generated / "operators.md")
+generate.write_architectures(results / "zoo.json", generated / "architectures.md")
+generate.draw_losses(
+    {
+        "Character GPT, 627,936 parameters": results / "train_gpt.json",
+        "CNN on MNIST, one epoch": results / "train_mnist.json",
+    },
+    generated / "losses.png",
 )
 reference.write(generated / "isa")

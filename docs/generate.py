@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 from tapeout.chip import Chip, load, presets
@@ -51,6 +52,53 @@ def write_operators(source: Path, path: Path) -> None:
         reasons = reasons.replace("|", "\\|").replace("\n", " ")
         lines += _row([f"`{name}`", str(r["samples"]), str(r["passed"]), reasons])
     path.write_text(lines, encoding="utf-8")
+
+
+def write_architectures(source: Path, path: Path) -> None:
+    """What came of the architectures of the report of benchmarks/zoo.py, by task."""
+    tasks: dict[str, list[dict]] = {}
+    for r in json.loads(source.read_text(encoding="utf-8"))["reports"]:
+        tasks.setdefault(r["key"][0], []).append(r)
+    lines = _row(["task", "in the list", "built", "match"]) + _row(["---"] * 4)
+    for task, reports in tasks.items():
+        built = [r for r in reports if r["outcome"] != "not built"]
+        good = sum(r["outcome"] == "matches" for r in built)
+        lines += _row([task, str(len(reports)), str(len(built)), str(good)])
+    lines += "\nThose that do not match, or that no small configuration builds:\n\n"
+    lines += _row(["task", "architecture", "outcome", "reason"]) + _row(["---"] * 4)
+    for task, reports in tasks.items():
+        for r in reports:
+            if r["outcome"] != "matches":
+                reason = re.sub(r"\S*site-packages/", "", r["reason"])
+                reason = reason.split(" Set TORCHDYNAMO")[0].replace("|", "\\|")[:300]
+                lines += _row([task, r["key"][1], r["outcome"], f"`{reason}`" if reason else ""])
+    path.write_text(lines, encoding="utf-8")
+
+
+def draw_losses(reports: dict[str, Path], path: Path) -> None:
+    """Training losses of chip and PyTorch, a panel for each report of a training benchmark."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(1, len(reports), figsize=(9, 3.2), layout="constrained")
+    for panel, (title, source) in zip(panels, reports.items(), strict=True):
+        report = json.loads(source.read_text(encoding="utf-8"))
+        sides = zip(*report["training"], strict=True)
+        for side, name, colour, width in zip(
+            sides, ("Tapeout", "PyTorch"), ("#0072b2", "#d55e00"), (2.2, 0.9), strict=True
+        ):
+            smooth = [sum(side[max(0, i - 9) : i + 1]) / min(i + 1, 10) for i in range(len(side))]
+            panel.plot(smooth, color=colour, linewidth=width, label=name)
+        if "held_out" in report:
+            steps, chip, _ = zip(*report["held_out"], strict=True)
+            panel.plot(steps, chip, "o", color="black", markersize=3, label="held out, Tapeout")
+        panel.set(title=title, xlabel="step", ylabel="cross entropy, nats")
+        panel.grid(alpha=0.3)
+        panel.legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def _texts(chip: Chip) -> dict[str, str]:

@@ -133,3 +133,12 @@ def test_triangular_systems(n, upper, left, unit):
         return torch.linalg.solve_triangular(a, b, upper=upper, left=left, unitriangular=unit)
 
     torch.testing.assert_close(compiled(solve)(a, b), solve(a, b), rtol=1e-4, atol=1e-5)
+
+
+def test_memory_is_addressed_as_pytorch_has_it():
+    def f(x):
+        padded = nn.functional.pad(x.transpose(1, 2), (1, 1))  # new, row-major in PyTorch
+        return padded.as_strided((2, 3, 4), (12, 2, 1), 1)
+
+    x = torch.randn(2, 5, 3)
+    torch.testing.assert_close(compiled(f)(x), f(x))

@@ -136,14 +136,15 @@ def compile(
             raise Unsupported(
                 f"the module changes {spec.target}: compile it in eval mode, or return what changes"
             )
-    inputs, seeds, outputs = lower_graph(program.graph_module)
+    lowered = lower_graph(program.graph_module)
+    outputs = lowered.outputs
     held = {
         number: _tensor(program, spec).detach()
         for number, spec in enumerate(signature.input_specs)
         if spec.kind != InputKind.USER_INPUT
     }
     values = [o for o in outputs if isinstance(o, Value)]
-    executable = build(described, inputs, values, seeds=seeds, kept=held)
+    executable = build(described, lowered.inputs, values, seeds=lowered.seeds, kept=held)
     numbers = iter(range(len(values)))
     results = [(next(numbers), None) if isinstance(o, Value) else (-1, o) for o in outputs]
     form = program.call_spec.out_spec

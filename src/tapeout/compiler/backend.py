@@ -1,7 +1,7 @@
 """`torch.compile(model, backend="tapeout")`: graphs of PyTorch run on a simulated chip.
 
 AOTAutograd traces forward and backward and makes them functional; `trace` lowers each graph to an
-`Executable`. Options: `chip` (a preset's name, a file, or a `Chip`), `target` ("sim" or "interp").
+`Executable`.
 """
 
 import atexit
@@ -16,6 +16,7 @@ from tapeout.chip import Chip, load
 
 from . import store
 from .executable import BOUND, Executable, build
+from .shapes import OpenGraph, is_open
 from .trace import lower_graph
 from .values import Value
 
@@ -65,10 +66,13 @@ def compile_graph(gm: GraphModule, chip: Chip, kept: Sequence[int] = ()) -> Comp
     if found is not None:
         executable, rest = found
     else:
-        inputs, seeds, outputs = lower_graph(gm)
-        values = [o for o in outputs if isinstance(o, Value)]
-        executable = build(chip, inputs, values, seeds=seeds, kept=kept)
-        rest = [{} if isinstance(value, Value) else value for value in outputs]
+        graph = lower_graph(gm)
+        values = [o for o in graph.outputs if isinstance(o, Value)]
+        executable = build(
+            chip, graph.inputs, values, seeds=graph.seeds, updates=list(graph.updates.items()),
+            kept=kept,
+        )  # fmt: skip
+        rest = [{} if isinstance(value, Value) else value for value in graph.outputs]
         store.keep(key, executable, rest)
     return Compiled(executable, [
         _Strides(tuple(node.meta["val"].stride())) if value == {} else value
@@ -129,7 +133,11 @@ def _parameters() -> Sequence[int]:
 def backend(
     gm: GraphModule, example_inputs: Sequence[Any], *, options: dict[str, Any] | None = None
 ) -> Callable[..., Any]:
-    """The `torch.compile` backend."""
+    """The `torch.compile` backend.
+
+    Options: `chip`, `target`, and `buckets`, sizes that dimensions of changing size are rounded up
+    to (`shapes`).
+    """
     from functorch.compile import make_boxed_func
     from torch._dynamo.backends.common import aot_autograd
 
@@ -137,22 +145,36 @@ def backend(
 
     options = dict(options or {})
     where = device(options.pop("chip", DEFAULT_CHIP), options.pop("target", DEFAULT_TARGET))
+    buckets = options.pop("buckets", ())
     if options:
-        raise ValueError(f"unknown options {', '.join(options)}: there are chip and target")
+        raise ValueError(f"unknown options {', '.join(options)}: there are chip, target, buckets")
 
-    def compiler(graph: GraphModule, kept: Sequence[int] = ()) -> Callable[..., Any]:
+    def closed(graph: GraphModule, kept: Sequence[int]) -> Callable[[Sequence[Any]], list[Any]]:
         compiled = compile_graph(graph, where.chip, kept)
-        return make_boxed_func(lambda *args: compiled.results(where.run(compiled.executable, args)))
+        return lambda args: compiled.results(where.run(compiled.executable, args))
+
+    def compiler(
+        graph: GraphModule, kept: Sequence[int] = (), sizes: Sequence[int] = ()
+    ) -> Callable[..., Any]:
+        if is_open(graph):
+            return make_boxed_func(OpenGraph(graph, closed, kept, sizes))
+        run = closed(graph, kept)
+        return make_boxed_func(lambda *args: run(args))
+
+    def inference(graph: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
+        return compiler(graph, _parameters(), buckets)
 
     def forward(graph: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
+        if buckets:
+            raise ValueError("buckets are for inference: compile under torch.no_grad(), or without")
         return compiler(graph, _parameters())
 
     def backward(graph: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
         return compiler(graph)
 
     aot = aot_autograd(
-        fw_compiler=forward, bw_compiler=backward, inference_compiler=forward,
-        decompositions=decompositions(),
+        fw_compiler=forward, bw_compiler=backward, inference_compiler=inference,
+        decompositions=decompositions(), keep_inference_input_mutations=True,
     )  # fmt: skip
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         return aot(gm, list(example_inputs))

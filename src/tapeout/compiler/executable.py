@@ -96,6 +96,7 @@ class Executable:
     packed: list[Packed] = field(default_factory=list)
     kept: frozenset[int] = frozenset()  # inputs that are uploaded when their values change
     unread: frozenset[int] = frozenset()  # inputs that the program itself does not read
+    written: tuple[int, ...] = ()  # inputs that a run changes
     last: Any = field(default=None, repr=False)  # what the target said of the last run
     _target: Any = field(default=None, repr=False)
     _handle: Any = field(default=None, repr=False)
@@ -111,6 +112,10 @@ class Executable:
         for port in self.seeds:
             target.write(self._base + port.offset, encode(torch.randint(0, INT_MAX, port.shape)))
         self.last = target.run(self._handle)
+        for number in self.written:
+            tensor = tensors[number]
+            if tensor is not None:
+                self._mirror(number, tensor)
         results = []
         for out in self.outputs:
             if out.port is None:
@@ -128,7 +133,7 @@ class Executable:
         """Gives inputs, by their numbers, values that they keep; after `bind`."""
         changed = set()
         for number, tensor in tensors.items():
-            if number in self.kept:
+            if number in self.kept or number in self.written:
                 digest = _digest(tensor)
                 if self._digests.get(number) == digest:
                     continue
@@ -139,6 +144,12 @@ class Executable:
             if changed & set(packed.sources):
                 given = {i: self.inputs[i].lying(tensors[i]) for i in packed.sources}
                 self._target.write(self._base + packed.offset, packed.make(given))
+
+    def _mirror(self, number: int, tensor: torch.Tensor) -> None:
+        """Copies what a run left in an input to the host's tensor; on the chip it is current."""
+        with torch.no_grad():
+            tensor.copy_(self.read(number))
+        self._digests[number] = _digest(tensor)
 
     def write(self, number: int, tensor: torch.Tensor) -> None:
         """Gives input `number` a value, without what is packed of it; after `bind`."""
@@ -277,7 +288,9 @@ def build(
             packed.append(Packed(heap.at[b].offset, bf16, recipe, sources))
     read = {view.source for step in schedule.steps for view in reads_of(step, schedule.roots)}
     shown = {view.source for view in views}
-    unread = frozenset(i for i, b in enumerate(inputs) if b not in read and b not in shown)
+    unread = frozenset(
+        i for i, b in enumerate(inputs) if b not in read and b not in shown and b not in changed
+    )
     k.segment("heap", heap.size, writable=True)
     emitter = Emitter(schedule, chip.lanes, heap.at)
     for number, step in enumerate(schedule.steps):
@@ -297,6 +310,7 @@ def build(
     return Executable(
         chip, program, [_port(b, heap) for b in inputs], [_port(b, heap) for b in seeds],
         results, constants, heap.size, packed, frozenset(kept), unread,
+        tuple(i for i, b in enumerate(inputs) if b in changed),
     )  # fmt: skip
 
 

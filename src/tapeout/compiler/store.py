@@ -52,6 +52,7 @@ def write(archive: zipfile.ZipFile, e: Executable) -> None:
         "packed": [[p.offset, p.bf16, p.recipe, p.sources] for p in e.packed],
         "kept": sorted(e.kept),
         "unread": sorted(e.unread),
+        "written": e.written,
     }
     archive.writestr("executable.json", json.dumps(meta))
     archive.writestr("chip.toml", to_toml(e.chip))
@@ -95,6 +96,7 @@ def read(archive: zipfile.ZipFile, chip: Chip | None = None) -> Executable:
         ],
         kept=frozenset(meta["kept"]),
         unread=frozenset(meta["unread"]),
+        written=tuple(meta["written"]),
     )
 
 

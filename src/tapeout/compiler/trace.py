@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,43 +11,65 @@ from torch.fx import GraphModule, Node
 
 from .executable import encode
 from .operators import LOWERINGS, Meta, Unsupported, experts, random
+from .operators.products import stored
 from .operators.registry import cast
 from .values import DTYPES, Buffer, Value, dense_strides, inverse, permute
 
 # Of what tracing knows already: types and devices.
 CHECKS = (torch.ops.aten._assert_tensor_metadata.default,)
 
+# They address their first argument's memory.
+BY_MEMORY = (torch.ops.aten.as_strided.default, torch.ops.aten.as_strided_scatter.default)
+
 
 class UnsupportedGraph(Exception):
     """What of a model the compiler does not have, each with its place in the user's code."""
 
 
-def lower_graph(gm: GraphModule) -> tuple[list[Buffer], list[Buffer], list[Any]]:
-    """(inputs, seeds, outputs) of a graph.
+@dataclass
+class Lowered:
+    """A graph as values.
 
-    Seeds are integers that every launch draws; outputs are values, or what is no tensor.
+    Attributes:
+        seeds: integers that every launch draws.
+        outputs: values, or what is no tensor.
+        updates: inputs that the graph writes, with what they hold afterwards.
     """
+
+    inputs: list[Buffer] = field(default_factory=list)
+    seeds: list[Buffer] = field(default_factory=list)
+    outputs: list[Any] = field(default_factory=list)
+    updates: dict[Buffer, Value] = field(default_factory=dict)
+
+
+def lower_graph(gm: GraphModule) -> Lowered:
+    """Raises UnsupportedGraph, which names all that the compiler does not have."""
     experts.lower_transformers()
     with random.drawing() as seeds:
-        inputs, outputs = _lowered(gm)
-        return inputs, list(seeds), outputs
+        lowered = _lowered(gm)
+        lowered.seeds = list(seeds)
+        return lowered
 
 
-def _lowered(gm: GraphModule) -> tuple[list[Buffer], list[Any]]:
-    inputs: list[Buffer] = []
+def _lowered(gm: GraphModule) -> Lowered:
+    lowered = Lowered()
+    inputs, updates = lowered.inputs, lowered.updates
     env: dict[Node, Any] = {}
+    given: dict[Node, Buffer] = {}
     problems: list[str] = []
-    outputs: list[Any] = []
     for node in gm.graph.nodes:
         try:
             if node.op == "placeholder":
                 env[node] = _placeholder(node, inputs)
+                given[node] = inputs[-1]
             elif node.op == "get_attr":
                 env[node] = _attribute(gm, node)
             elif node.op == "output":
-                outputs = list(_resolve(node.args[0], env))
+                lowered.outputs = list(_resolve(node.args[0], env))
             elif node.target in CHECKS:
                 pass
+            elif node.target is torch.ops.aten.copy_.default:
+                env[node] = _overwrite(node, env, given, updates)
             elif node.target is operator.getitem:
                 source, index = node.args
                 env[node] = _resolve(source, env)[index]
@@ -61,7 +84,7 @@ def _lowered(gm: GraphModule) -> tuple[list[Buffer], list[Any]]:
         raise UnsupportedGraph(
             "the compiler cannot take this model:\n  " + "\n  ".join(dict.fromkeys(problems))
         )
-    return inputs, outputs
+    return lowered
 
 
 class _Blocked(Exception):
@@ -130,12 +153,12 @@ def _attribute(gm: GraphModule, node: Node) -> Value:
 
 def _call(node: Node, env: dict[Node, Any]) -> Any:
     meta = _meta(node.meta.get("val"))
-    if node.target is torch.ops.aten.copy_.default:
-        return _overwrite(node, meta, env)
     f = LOWERINGS.get(node.target)
     if f is None:
         raise Unsupported(f"operator {node.target}")
     args, kwargs = _resolve(node.args, env), _resolve(node.kwargs, env)
+    if node.target in BY_MEMORY and node.args[0].meta["val"].is_contiguous():
+        args = (stored(args[0]), *args[1:])  # as PyTorch has it, not as it lies here
     try:
         result = f(meta, *args, **kwargs)
     except (TypeError, AttributeError) as problem:
@@ -144,13 +167,21 @@ def _call(node: Node, env: dict[Node, Any]) -> Any:
     return result
 
 
-def _overwrite(node: Node, meta: Meta, env: dict[Node, Any]) -> Value:
-    """A copy into a tensor that nothing else shows: later uses see the new value."""
+def _overwrite(
+    node: Node, env: dict[Node, Any], given: dict[Node, Buffer], updates: dict[Buffer, Value]
+) -> Value:
+    """A copy into an input, or into a tensor that nothing else shows: later uses see the new
+    value."""
     target = node.args[0]
-    if not isinstance(target, Node) or target.target is not torch.ops.aten.clone.default:
+    assert isinstance(target, Node)
+    if target not in given and target.target is not torch.ops.aten.clone.default:
         raise Unsupported(f"operator {node.target} into what may be shown elsewhere")
-    env[target] = cast(_resolve(node.args[1], env), meta)
-    return env[target]
+    new = cast(_resolve(node.args[1], env), _meta(node.meta["val"]))
+    if target in given:
+        buffer = given[target]
+        updates[buffer] = permute(new, buffer.order) if buffer.order else new
+    env[target] = new
+    return new
 
 
 def _agree(node: Node, meta: Any, result: Any) -> None:

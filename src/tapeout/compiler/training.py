@@ -208,12 +208,13 @@ class TrainingStep:
                 functionalize(step), decomposition_table=decompositions(), tracing_mode="fake"
             )(*flat)
         graph.graph.eliminate_dead_code()
-        inputs, seeds, outputs = lower_graph(graph)
+        lowered = lower_graph(graph)
+        inputs, outputs = lowered.inputs, lowered.outputs
         resident = sum(sizes[:3])
         updates = [
             (b, v) for b, v in zip(inputs[:resident], outputs[1:], strict=True) if v is not b
         ]
-        return build(self.device.chip, inputs, outputs[:1], seeds=seeds, updates=updates)
+        return build(self.device.chip, inputs, outputs[:1], seeds=lowered.seeds, updates=updates)
 
     # --- state ------------------------------------------------------------------------------------
 
