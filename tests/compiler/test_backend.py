@@ -158,7 +158,7 @@ def test_a_type_that_the_chip_has_not_is_named():
 
 
 def test_an_unknown_option_or_target_is_refused():
-    with pytest.raises(Exception, match="there are chip and target"):
+    with pytest.raises(Exception, match="there are chip, target, buckets"):
         torch.compile(lambda x: x + 1, backend=backend, options={"chips": 1})(torch.ones(2))
     with pytest.raises(ValueError, match="sim"):
         Device(load("tiny"), "silicon")

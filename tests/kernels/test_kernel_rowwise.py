@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_launch import Trial, floats, normal
+from kernel_launch import Trial, bf16, floats, halves, normal, wide
 
 from tapeout.chip import load
+from tapeout.isa import Kind
 from tapeout.isa.dma import HbmFormat
 from tapeout.kernels import rowwise
 from tapeout.kernels.rowprogram import STAT, Place, RowProgram
@@ -187,3 +188,41 @@ def test_vectors_serve_all_blocks():
     h.check(tolerance=1e-6)
     loads = sum(i.mnemonic == "dma.load" for q in h.trial.program.streams.values() for i in q)
     assert loads < 2 * rows  # those of the vectors are not among every block's
+
+
+LAB = load("lab16")
+
+
+@pytest.mark.parametrize(
+    ("rows", "width"),
+    [(700, 40), (3, 16 * 900), (130, 16 * 300 + 5), (1, 16 * 1200)],
+    ids=["blocks", "chunks of one row", "chunks of many rows", "one long row"],
+)
+def test_large_programs_lie_in_spm(rows, width):
+    """Softmax with a scale and a shift, bf16 in and out beside fp32: on interp and sim alike."""
+    trial = Trial(LAB)
+    program = RowProgram((rows,), width)
+    x, wide_x = normal(1, rows, width), normal(2, width)
+    halves_in = bf16(normal(3, rows, width))
+    strides, vector = (width, 1), (0, 1)
+    a = program.load(Place(trial.give("a", x), HbmFormat.FP32, strides))
+    b = program.load(Place(trial.give("b", halves_in), HbmFormat.BF16, strides))
+    c = program.load(Place(trial.give("c", wide_x), HbmFormat.FP32, vector))
+    scaled = program.op("mul", a, c)
+    squares = program.op("mul", scaled, scaled)  # read twice by one instruction
+    top = program.reduce("max", squares)
+    e = program.op("exp2", program.op("sub", squares, top))
+    share = program.op("mul", e, program.op("recip", program.reduce("sum", e)))
+    program.stores.append((share, Place(trial.take("y", 4 * x.size), HbmFormat.FP32, strides)))
+    mixed = program.op("add", share, b)
+    program.stores.append((mixed, Place(trial.take("z", 2 * x.size), HbmFormat.BF16, strides)))
+    rowwise.run(trial.k, program)
+    results = trial.run()
+    s = (x.astype(np.float64) * wide_x) ** 2
+    y = np.exp2(s - s.max(1, keepdims=True))
+    y /= y.sum(1, keepdims=True)
+    np.testing.assert_allclose(floats(results["y"], rows, width), y, rtol=3e-5, atol=1e-7)
+    z = y + wide(halves_in)
+    np.testing.assert_allclose(halves(results["z"], rows, width), z, rtol=2**-8, atol=1e-6)
+    kinds = {i.dst.kind for i in trial.program.streams["vpu"] if i.mnemonic == "vpu.map"}
+    assert {Kind.SPM_FP32, Kind.SPM_BF16} <= kinds

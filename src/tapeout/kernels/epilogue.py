@@ -253,7 +253,7 @@ class _Part(Block):
                 temporary.add(step.node)
             self.step(step, span, first=True)
             for n in [n for n in temporary if finish.last_use.get(n, -1) <= i]:
-                self.region.free(self.held[n])
+                self.free(self.held[n])
                 temporary.discard(n)
 
     def _result(self, step: Step, span: tuple[int, int]) -> Tensor:

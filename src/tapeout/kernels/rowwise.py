@@ -17,6 +17,7 @@ from typing import Protocol
 
 from tapeout.chip import Chip
 from tapeout.isa import Count, HbmAddr, Kind, dma
+from tapeout.isa.dma import HbmFormat
 from tapeout.isa.vpu import Combine, Combine2, Function, Reduce
 from tapeout.lang import Builder, ChipTooSmall, HbmTensor, Tensor, ops
 from tapeout.lang.builder import VMEM_BLOCK
@@ -116,6 +117,10 @@ def padded_rows(rows: int) -> int:
     return -(-rows // VMEM_BLOCK) * VMEM_BLOCK
 
 
+WIDE_ROWS = 1024  # rows of tiles of a value in spm: instructions long enough to hide latencies
+CHUNK_ROWS = 64  # rows of a block whose rows come in chunks
+
+
 class Traced(Protocol):
     """What a `Block` is a part of."""
 
@@ -165,7 +170,15 @@ class _Rows:
     def run(self) -> None:
         k, p = self.k, self.p
         whole = k.tensor(Kind.VMEM, k.chip.vmem.rows // VMEM_BLOCK * VMEM_BLOCK, 1)
-        self.shared = self._shareable(whole.rows // 4)
+        self.shared = shared = self._shareable(whole.rows // 4)
+        if p.rows * self.tiles > WIDE_ROWS // 2:
+            if self._spm_sizes()[1] < self.tiles:
+                self.shared = set()  # vectors come in chunks, too
+            if self._suits_spm():
+                self._run_in_spm(whole)
+                k.free(whole)
+                return
+            self.shared = shared
         first, room = whole.base, whole.rows
         if self.shared:
             reserved = self._vector_rows(self.shared)
@@ -183,6 +196,44 @@ class _Rows:
         for number, (a, b) in enumerate(blocks):
             Block(self, regions, number, a, b, rows, chunk).run()
         k.free(whole)
+
+    def _suits_spm(self) -> bool:
+        """Every full value can have a stripe of spm for itself, and comes and goes by rows."""
+        nodes, spm = self.p.nodes, self.k.places.spm
+        places = [n.place for n in nodes if n.place is not None and n.form == FULL]
+        places += [place for n, place in self.p.stores if nodes[n].form == FULL]
+        free = sum(not used for used in spm.used.values())
+        vectors = sum(n.form == VECTOR for n in nodes)
+        rows, chunk = self._spm_sizes()
+        depth = vectors * padded_rows(chunk) + self._stats() * padded_rows(-(-rows // self.lanes))
+        return (
+            self._most_live() + 2 <= free
+            and spm.rows_per_stripe >= 2 * WIDE_ROWS
+            and all(p.strides[-1] == 1 or self.p.width == 1 for p in places)
+            and not any(nodes[n].form == VECTOR for n in self.keep)
+            and (bool(self.shared) or depth + padded_rows(self.lanes) <= self.k.chip.vmem.rows // 2)
+        )
+
+    def _spm_sizes(self) -> tuple[int, int]:
+        """(rows of a block, tiles of a chunk) where full values lie in spm."""
+        chunk, rows = self.tiles, max(1, WIDE_ROWS // self.tiles)
+        if rows < min(self.p.rows, CHUNK_ROWS):  # a row's chunks, of many rows
+            rows = min(self.p.rows, CHUNK_ROWS)
+            chunk = max(1, WIDE_ROWS // rows)
+        count = -(-self.p.rows // min(rows, self.p.rows))
+        return -(-self.p.rows // count), chunk
+
+    def _run_in_spm(self, whole: Tensor) -> None:
+        """Blocks of `WIDE_ROWS` rows of tiles; vmem holds numbers a row and vectors."""
+        k, p = self.k, self.p
+        reserved = self._vector_rows(self.shared) if self.shared else 0
+        half = (whole.rows - reserved) // 2 // VMEM_BLOCK * VMEM_BLOCK
+        regions = [Region(k, whole.base + reserved + i * half, half) for i in range(2)]
+        if self.shared:
+            self._make_vectors(Region(k, whole.base, reserved))
+        rows, chunk = self._spm_sizes()
+        for number, a in enumerate(range(0, p.rows, rows)):
+            WideBlock(self, regions, number, a, min(a + rows, p.rows), rows, chunk).run()
 
     def _shareable(self, room: int) -> set[int]:
         """Vectors, where `room` rows of vmem hold them all and a row needs no chunks."""
@@ -337,10 +388,13 @@ class Block:
         self._pass(self.outer.steps, span, first=True, level=-1, sink=True)
         return self._full(n, span)
 
+    def free(self, t: Tensor) -> None:
+        self.region.free(t)
+
     def drop(self) -> None:
         """Frees what `value` left."""
         for n in [n for n in self.held if n not in self.outer.vectors]:
-            self.region.free(self.held.pop(n))
+            self.free(self.held.pop(n))
 
     def _chunked(self, spans: list[tuple[int, int]]) -> None:
         """Level by level: what its reductions and stores need, chunk by chunk."""
@@ -418,7 +472,7 @@ class Block:
                 local.add(step.node)
             for n in [n for n in local if n in self.held and n not in kept]:
                 if last.get(n, -1) <= at:
-                    self.region.free(self.held.pop(n))
+                    self.free(self.held.pop(n))
                     local.discard(n)
         if sink:
             return
@@ -426,7 +480,7 @@ class Block:
             if n in kept:
                 self._store(self._full(n, span), place, span)
         for n in kept:
-            self.region.free(self.held.pop(n))
+            self.free(self.held.pop(n))
         if self.outer.tiles > self.chunk:
             assert all(nodes[n].form == STAT for n in self.held)
 
@@ -511,8 +565,11 @@ class Block:
             stat = self.held[step.reduce]
         if dst is None and stat is None:
             raise AssertionError("a step without a result")
+        d = None if step.d is None else self._operand(step.d, step.form)
+        operands, d = self._apart(operands, d, spare, span)
         b, c = ([*operands[1:], None, None])[:2]
         rounds = step.node >= 0 and nodes[step.node].op == "bf16"
+        rounds = rounds and dst is not None and dst.kind == Kind.VMEM
         target = dst
         if rounds:
             target = k.tensor(Kind.SPM_BF16, rows * tiles, self.lanes)
@@ -520,8 +577,7 @@ class Block:
         how = REDUCES[nodes[step.reduce].how] if stat is not None else Reduce.NONE
         lead = operands[0]
         ops.vector(
-            k, lead, b, c, None if step.d is None else self._operand(step.d, step.form),
-            dst=target, combine=combine,
+            k, lead, b, c, d, dst=target, combine=combine,
             function=FUNCTIONS[step.function] if step.function else Function.NONE,
             combine2=SECOND[step.second] if step.second else Combine2.U,
             rows=rows, tiles=tiles, width=width, reduce=how, reduce_dst=stat,
@@ -532,7 +588,14 @@ class Block:
             ops.vector(k, target, dst=dst, rows=rows, tiles=tiles, width=width)
             k.free(replace(target, rows=rows * tiles, width=self.lanes, tile_stride=rows * tiles))
         for t in spare:
-            self.region.free(t)
+            self.free(t)
+
+    def _apart(
+        self, operands: list[Tensor | float], d: Tensor | float | None, spare: list[Tensor],
+        span: tuple[int, int],
+    ) -> tuple[list[Tensor | float], Tensor | float | None]:  # fmt: skip
+        """Operands that one instruction can read; copies of some go to `spare`."""
+        return operands, d
 
     def _result(self, step: Step, span: tuple[int, int]) -> Tensor:
         if step.node not in self.held:
@@ -657,10 +720,11 @@ class Block:
         move = ops.load if load else ops.store
         for at, n, step, outer, outer_step in pieces(*rows, merged(dims, strides)):
             for o in range(outer):
-                part = replace(t, base=t.base + m, rows=n)
+                part = replace(t, base=t.base + m * t.row_stride, rows=n)
                 src = place.at(first + at + o * outer_step)
                 if outer > 1 and t.tiles == 1:
-                    part = replace(part, tile_stride=n, width=outer * self.lanes)
+                    tile_stride = n * t.row_stride
+                    part = replace(part, tile_stride=tile_stride, width=outer * self.lanes)
                     self._move_runs(part, t.width, src, queue, place, step, outer_step, load, lane)
                     m += n * outer
                     break
@@ -681,11 +745,87 @@ class Block:
             accesses.append((("hbm", src.resource), not load, "dma"))
         k.emit(
             queue, dma.Load if load else dma.Store, accesses,
-            hbm=HbmAddr(src.base, src.offset, 0), format=place.format, memory=dma.Memory.VMEM,
+            hbm=HbmAddr(src.base, src.offset, 0), format=place.format,
+            memory=dma.Memory.VMEM if t.kind == Kind.VMEM else dma.Memory.SPM,
             row=k.addr(queue, t.base), lane=lane, lanes=width, rows=Count(t.rows),
-            row_bytes=step * size, row_stride=1, outer=Count(t.tiles),
-            outer_bytes=outer_step * size, outer_rows=t.rows,
+            row_bytes=step * size, row_stride=t.row_stride, outer=Count(t.tiles),
+            outer_bytes=outer_step * size, outer_rows=t.tile_stride,
         )  # fmt: skip
+
+
+class WideBlock(Block):
+    """A block whose full values lie in spm, each in stripes of its own."""
+
+    def _tensor(self, form: str, span: tuple[int, int]) -> Tensor:
+        if form == FULL:
+            return self._stripe(Kind.SPM_FP32, span)
+        if form == VECTOR:
+            tiles = span[1] - span[0]
+            return self.region.tensor(1, tiles, self._width(span), slot=self.chunk)
+        return super()._tensor(form, span)
+
+    def _stripe(self, kind: Kind, span: tuple[int, int]) -> Tensor:
+        live = tuple(t for t in self.held.values() if t.memory == "spm")
+        return self.k.tensor(kind, self.count, self._width(span), avoid=live)
+
+    def free(self, t: Tensor) -> None:
+        if t.memory == "spm":
+            self.k.free(t)
+        else:
+            super().free(t)
+
+    def fetch(self, n: int, span: tuple[int, int]) -> None:
+        node = self.p.nodes[n]
+        if node.form != FULL:
+            super().fetch(n, span)
+            return
+        assert node.place is not None
+        t = self._stripe(_kind(node.place.format), span)
+        self._load(t, node.place, (self.a, self.b), span)
+        self.held[n] = t
+
+    def _result(self, step: Step, span: tuple[int, int]) -> Tensor:
+        if step.form == FULL and step.node not in self.held:
+            formats = {place.format for n, place in self.p.stores if n == step.node}
+            read = any(step.node in other.reads for other in self.outer.steps)
+            narrow = formats == {HbmFormat.BF16} and not read
+            rounds = self.p.nodes[step.node].op == "bf16"
+            kind = Kind.SPM_BF16 if narrow or rounds else Kind.SPM_FP32
+            self.held[step.node] = self._stripe(kind, span)
+        return super()._result(step, span)
+
+    def _apart(
+        self, operands: list[Tensor | float], d: Tensor | float | None, spare: list[Tensor],
+        span: tuple[int, int],
+    ) -> tuple[list[Tensor | float], Tensor | float | None]:  # fmt: skip
+        """A stripe has one port: what is read twice is copied."""
+        seen: set = set()
+        out: list[Tensor | float | None] = []
+        for x in (*operands, d):
+            if isinstance(x, Tensor) and x.memory == "spm":
+                if seen & x.resources:
+                    avoid = (*(t for t in self.held.values() if t.memory == "spm"), *spare)
+                    other = self.k.tensor(x.kind, x.rows, x.width, avoid=avoid)
+                    ops.vector(self.k, x, dst=other)
+                    spare.append(other)
+                    x = other
+                seen |= x.resources
+            out.append(x)
+        return [x for x in out[:-1] if x is not None], out[-1]
+
+    def _store(self, t: Tensor, place: Place, span: tuple[int, int]) -> None:
+        kind = _kind(place.format)
+        if t.memory != "spm" or t.kind == kind:
+            super()._store(t, place, span)
+            return
+        other = self._stripe(kind, span)
+        ops.vector(self.k, t, dst=other)
+        super()._store(other, place, span)
+        self.k.free(other)
+
+
+def _kind(fmt: HbmFormat) -> Kind:
+    return Kind.SPM_FP32 if fmt == HbmFormat.FP32 else Kind.SPM_BF16
 
 
 class _Fold(_Rows):
