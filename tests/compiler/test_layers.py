@@ -142,3 +142,14 @@ def test_memory_is_addressed_as_pytorch_has_it():
 
     x = torch.randn(2, 5, 3)
     torch.testing.assert_close(compiled(f)(x), f(x))
+
+
+@pytest.mark.parametrize("rows", [5, 100])
+def test_rows_that_are_looked_up_twice_add_their_gradients(rows):
+    sides = [nn.Embedding(rows, 6), nn.Embedding(rows, 6)]
+    sides[1].load_state_dict(sides[0].state_dict())
+    index, weight = torch.tensor([[3, 1, 3], [0, 3, 1]]), torch.randn(2, 3, 6)
+    for f, table in zip((sides[0], compiled(sides[1])), sides, strict=True):
+        (f(index) * weight).sum().backward()
+        assert table.weight.grad is not None
+    torch.testing.assert_close(sides[1].weight.grad, sides[0].weight.grad, rtol=1e-5, atol=1e-6)

@@ -217,11 +217,17 @@ def hits(index: Value, rows: int) -> Value:
 
 def summed_by(index: Value, rows: int, src: Value) -> Value:
     """[rows, width]: in each row the sum of the rows of src [n, width] with that number."""
+    n, width = src.shape
+    src = v.unsqueeze(v.retyped(src, torch.float32), 0)
+    if rows > 2 * n:  # each row of src becomes the sum of all that go where it goes: order is open
+        square = (n, n)
+        target, other = (v.expand(v.reshape(index, s), square) for s in ((n, 1), (1, n)))
+        hot = v.retyped(ar.eq(target, other), torch.bfloat16)
+        sums = matmul(v.unsqueeze(hot, 0), src, torch.float32, precision="highest")
+        zeros = v.copy(Number((rows, width), torch.float32, 0.0))
+        return put_rows(zeros, rows, index, v.squeeze(sums, (0,)))
     hot = v.retyped(hits(index, rows), torch.bfloat16)
-    total = matmul(
-        v.unsqueeze(hot, 0), v.unsqueeze(v.retyped(src, torch.float32), 0), torch.float32,
-        precision="highest",
-    )  # fmt: skip
+    total = matmul(v.unsqueeze(hot, 0), src, torch.float32, precision="highest")
     return v.squeeze(total, (0,))
 
 
