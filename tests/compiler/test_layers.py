@@ -153,3 +153,24 @@ def test_rows_that_are_looked_up_twice_add_their_gradients(rows):
         (f(index) * weight).sum().backward()
         assert table.weight.grad is not None
     torch.testing.assert_close(sides[1].weight.grad, sides[0].weight.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_memory_is_used_again(monkeypatch):
+    from tapeout.compiler import executable
+
+    model = nn.Sequential(*[m for _ in range(6) for m in (nn.Linear(24, 24), nn.LayerNorm(24))])
+    x = torch.randn(9, 24)
+    sizes = []
+    for least in (1 << 20, 0):
+        monkeypatch.setattr(executable, "REUSED_BYTES", least)
+        monkeypatch.setenv("XDG_CACHE_HOME", f"/nonexistent/{least}")
+        torch._dynamo.reset()
+        given = x.clone().requires_grad_()
+        y = compiled(model)(given)
+        y.square().sum().backward()
+        sizes.append(device("lab16").last.heap_bytes)
+        expected = x.clone().requires_grad_()
+        model(expected).square().sum().backward()
+        torch.testing.assert_close(y, model(x), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(given.grad, expected.grad, rtol=1e-4, atol=1e-4)
+    assert sizes[1] < 0.8 * sizes[0]

@@ -18,7 +18,7 @@ from tapeout.lang import ARGS_BASE, Builder, HbmTensor
 from .fusion import fuse, tile_weights
 from .packing import Movable, Packed, recipe_of, tiled
 from .programs import Emitter
-from .schedule import Fold, Group, Launch, plan, reads_of
+from .schedule import Fold, Group, Launch, Schedule, made_by, plan, reads_of
 from .simplify import simplified
 from .values import (
     INT_MAX,
@@ -38,6 +38,7 @@ from .values import (
 )
 
 ALIGN = 512
+REUSED_BYTES = 1 << 20  # smaller tensors keep their memory: who takes it would wait for its readers
 HEAP = ARGS_BASE + 1  # base register of the memory that all tensors of a graph lie in
 
 
@@ -277,15 +278,17 @@ def build(
             constants.append((heap.at[v].offset, v.data))
     packed = []
     for v, b in schedule.stored.items():
-        made = v in schedule.ends or not movable(v)
-        heap.place(b, writable=made, beside=_scratch_bytes(v))
-        if not made:
+        if v in schedule.ends:
+            heap.place(b, writable=True, beside=_scratch_bytes(v))
+        elif movable(v):
+            heap.place(b, writable=False)
             recipe, sources = recipe_of(v, inputs)
             if v in tiles:
                 shape, turned = tiles[v]
                 recipe = tiled(recipe, shape, chip.lanes, turned=turned)
             bf16 = item_bytes(b.dtype) == 2
             packed.append(Packed(heap.at[b].offset, bf16, recipe, sources))
+    _place_others(heap, schedule)
     read = {view.source for step in schedule.steps for view in reads_of(step, schedule.roots)}
     shown = {view.source for view in views}
     unread = frozenset(
@@ -328,20 +331,50 @@ def _port(b: Buffer, heap: "_Heap") -> Port:
 
 
 class _Heap:
-    """Places buffers in the order they come."""
+    """Places buffers in the order they come; memory that is given back is taken again."""
 
     def __init__(self) -> None:
         self.at: dict[Buffer, HbmTensor] = {}
         self.size = 0
+        self.free: list[HbmTensor] = []  # the one that was given back first comes first
 
     def place(self, b: Buffer, *, writable: bool, beside: int = 0) -> None:
         """Takes memory for a buffer, and for `beside` more bytes behind it."""
         if b in self.at:
             return
         nbytes = item_bytes(b.dtype) * b.numel + beside
+        fits = [t for t in self.free if nbytes <= t.bytes <= 2 * nbytes] if writable else []
+        if fits:  # under its old name: who writes it waits for those who read it
+            self.at[b] = min(fits, key=lambda t: t.bytes)
+            self.free.remove(self.at[b])
+            return
         name = f"{b.name}@{self.size}" if writable else None
         self.at[b] = HbmTensor(base=HEAP, offset=self.size, bytes=nbytes, resource=name)
         self.size += -(-max(nbytes, 1) // ALIGN) * ALIGN
+
+    def give_back(self, b: Buffer) -> None:
+        if self.at[b].bytes >= REUSED_BYTES:
+            self.free.append(self.at[b])
+
+
+def _place_others(heap: _Heap, schedule: Schedule) -> None:
+    """Places what steps leave for later steps, each for as long as it is read."""
+    steps = schedule.steps
+    last: dict[Value, int] = {}
+    alive: list[Value] = []
+    for number, step in enumerate(steps):
+        last |= {view.source: number for view in reads_of(step, schedule.roots)}
+    for number, step in enumerate(steps):
+        made = [v for v in made_by(step) if v in schedule.stored]
+        others = [v for v in made if schedule.stored[v] not in heap.at]
+        for v in made:
+            heap.place(schedule.stored[v], writable=True, beside=_scratch_bytes(v))
+        for v in others:
+            last.setdefault(v, number)
+        alive += others
+        for v in [v for v in alive if last[v] <= number]:
+            heap.give_back(schedule.stored[v])
+            alive.remove(v)
 
 
 def _emit(k: Builder, emitter: Emitter, step: Group | Fold | Launch) -> None:
