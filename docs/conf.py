@@ -19,8 +19,7 @@ release = version = tapeout.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = [
     "_build",
-    *(f"generated/{n}.md" for n in ("presets", "accelerators", "operators",
-                                        "architectures")),
+    *(f"generated/{n}.md" for n in ("presets", "accelerators", "operators", "architectures")),
 ]
 myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3
