@@ -136,6 +136,10 @@ def is_inf(a: Input) -> Value:
 
 
 def reciprocal(a: Input) -> Value:
+    known = a.value if isinstance(a, Number) else a
+    if isinstance(known, (int, float)) and math.isfinite(known) and np.float32(known) != 0:
+        shape = a.shape if isinstance(a, Number) else ()
+        return number(float(np.float32(1) / np.float32(known)), F32, shape)
     return apply("recip", a)
 
 
