@@ -174,3 +174,18 @@ def test_memory_is_used_again(monkeypatch):
         torch.testing.assert_close(y, model(x), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(given.grad, expected.grad, rtol=1e-4, atol=1e-4)
     assert sizes[1] < 0.8 * sizes[0]
+
+
+def test_an_epilogue_reads_an_operand_twice():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(20, 24)
+
+        def forward(self, x, y):
+            product = self.a(x)
+            return product * product + y * y
+
+    model, x, y = Net(), torch.randn(9, 20), torch.randn(9, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(model)(x, y), model(x, y), rtol=1e-5, atol=1e-5)

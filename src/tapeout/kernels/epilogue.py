@@ -16,7 +16,7 @@ from tapeout.lang.builder import VMEM_BLOCK
 
 from .rowprogram import FULL, STAT, VECTOR, Place, RowProgram, Step, steps_of
 from .rows import load_rows, store_rows
-from .rowwise import Block, Region, padded_rows
+from .rowwise import Block, Region, copied_apart, padded_rows
 
 MOST_TEMPORARIES = 8
 MOST_TENSORS = 4  # [M, N] that go in and out: each takes two slots of spm
@@ -94,7 +94,11 @@ def _temporaries(epilogue: Epilogue, steps: Sequence[Step]) -> int:
     for i, s in enumerate(full):
         if s.node not in stored:
             alive.add(s.node)
-        most = max(most, len(alive))
+        # What lies in spm or acc has one port: to be read twice it is copied.
+        twice = len([a for a in s.reads if isinstance(a, int)]) - len(
+            {a for a in s.reads if isinstance(a, int)}
+        )
+        most = max(most, len(alive) + twice)
         alive = {n for n in alive if last.get(n, -1) > i}
     return most
 
@@ -255,6 +259,14 @@ class _Part(Block):
             for n in [n for n in temporary if finish.last_use.get(n, -1) <= i]:
                 self.free(self.held[n])
                 temporary.discard(n)
+
+    def _apart(
+        self, operands: list[Tensor | float], d: Tensor | float | None, spare: list[Tensor],
+        span: tuple[int, int],
+    ) -> tuple[list[Tensor | float], Tensor | float | None]:  # fmt: skip
+        return copied_apart(
+            self.k, operands, d, spare, lambda _: self._tensor(FULL, span)
+        )  # fmt: skip
 
     def _result(self, step: Step, span: tuple[int, int]) -> Tensor:
         if step.node not in self.outs:

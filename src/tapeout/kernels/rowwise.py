@@ -799,19 +799,12 @@ class WideBlock(Block):
         span: tuple[int, int],
     ) -> tuple[list[Tensor | float], Tensor | float | None]:  # fmt: skip
         """A stripe has one port: what is read twice is copied."""
-        seen: set = set()
-        out: list[Tensor | float | None] = []
-        for x in (*operands, d):
-            if isinstance(x, Tensor) and x.memory == "spm":
-                if seen & x.resources:
-                    avoid = (*(t for t in self.held.values() if t.memory == "spm"), *spare)
-                    other = self.k.tensor(x.kind, x.rows, x.width, avoid=avoid)
-                    ops.vector(self.k, x, dst=other)
-                    spare.append(other)
-                    x = other
-                seen |= x.resources
-            out.append(x)
-        return [x for x in out[:-1] if x is not None], out[-1]
+
+        def another(x: Tensor) -> Tensor:
+            avoid = (*(t for t in self.held.values() if t.memory == "spm"), *spare)
+            return self.k.tensor(x.kind, x.rows, x.width, avoid=avoid)
+
+        return copied_apart(self.k, operands, d, spare, another)
 
     def _store(self, t: Tensor, place: Place, span: tuple[int, int]) -> None:
         kind = _kind(place.format)
@@ -822,6 +815,26 @@ class WideBlock(Block):
         ops.vector(self.k, t, dst=other)
         super()._store(other, place, span)
         self.k.free(other)
+
+
+def copied_apart(
+    k: Builder, operands: list[Tensor | float], d: Tensor | float | None, spare: list[Tensor],
+    another: Callable[[Tensor], Tensor],
+) -> tuple[list[Tensor | float], Tensor | float | None]:  # fmt: skip
+    """Operands of one instruction; what it would read twice from a stripe is copied to `another`
+    tensor, which goes to `spare`."""
+    seen: set = set()
+    out: list[Tensor | float | None] = []
+    for x in (*operands, d):
+        if isinstance(x, Tensor) and x.memory in ("spm", "acc"):
+            if seen & x.resources:
+                copy = another(x)
+                ops.vector(k, x, dst=copy, rows=x.rows)
+                spare.append(copy)
+                x = copy
+            seen |= x.resources
+        out.append(x)
+    return [x for x in out[:-1] if x is not None], out[-1]
 
 
 def _kind(fmt: HbmFormat) -> Kind:
