@@ -13,7 +13,7 @@ row of spm with the inputs under its window.
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from tapeout.chip import Chip
@@ -25,7 +25,8 @@ from tapeout.lang import Builder, ChipTooSmall, HbmTensor, Tensor, ops
 
 from .epilogue import Epilogue, Finish
 from .gemm import HBM_WEIGHT, STEP_CYCLES, run_rates
-from .rows import STRIDE_MAX, load_rows, load_tiled, spans
+from .rings import Chunks, Rings
+from .rows import STRIDE_MAX, load_rows, load_tiled, spans, spm_rows, transfer
 
 EDGE_CYCLES = 400  # latencies of the first chunk and of the way out
 
@@ -187,7 +188,7 @@ def _slots(
     if shape.few:
         pixels, image_tiles = rows, len(window_tiles(shape, chip.mxu.rows))
         weight_rows = image_tiles * _padded(chip, chip.mxu.rows)
-    wide = [2 if f == HbmFormat.FP32 else 1 for f in formats]
+    wide = [spm_rows(f) for f in formats]
     acc = 2 * ceil_div(rows * columns, chip.acc.rows_per_stripe) <= chip.acc.stripes
     if not acc or rows * max(wide) > STRIDE_MAX or pixels > STRIDE_MAX:
         return 0
@@ -240,7 +241,7 @@ def _cost(
         ),
         *(
             (size * m * n, size * (rows * n if side == n else side), size * rows * side)
-            for size in (4 if f == HbmFormat.FP32 else 2 for f in formats)
+            for size in (2 * spm_rows(f) for f in formats)
         ),
     ]
     spent, slowest, ways = 0.0, 0.0, []
@@ -317,7 +318,7 @@ class _Convolution:
         self.k, self.terms, self.shape, self.plan = k, terms, shape, plan
         self.tiled = tiled
         self.lanes, self.tall = k.chip.lanes, k.chip.mxu.rows
-        self.taken: tuple[Tensor, ...] = ()
+        self.rings = Rings(k)
         width, rows = plan.columns * self.lanes, plan.height * plan.width
         self.pitch = shape.columns.extent(plan.width)  # from a row of pixels to the next
         pixels = shape.rows.extent(plan.height) * self.pitch
@@ -328,25 +329,17 @@ class _Convolution:
             pixels, taps, tap_rows = rows, len(self.windows), self.tall
             tiles = taps
         self.tap_rows = _padded(k.chip, tap_rows)
-        self.finish = Finish(k, epilogue, rows, width, self._ring)
-        self.images = self._ring(Kind.SPM_BF16, pixels, tiles * self.lanes, plan.slots)
-        self.weights = self._ring(
-            Kind.SPM_BF16, taps * self.tap_rows, width, plan.slots, stationary=True
+        make = self.rings.make
+        self.finish = Finish(k, epilogue, rows, width, self.rings)
+        self.images = Chunks(
+            make(Kind.SPM_BF16, pixels, tiles * self.lanes, plan.slots), self._load_image
         )
-        self.sums = self._ring(Kind.ACC, rows, width, 2)
+        self.weights = Chunks(
+            make(Kind.SPM_BF16, taps * self.tap_rows, width, plan.slots, stationary=True),
+            self._load_weights,
+        )
+        self.sums = make(Kind.ACC, rows, width, 2)
         self.borders: dict[int, tuple[int, int]] = {}  # of a slot: columns that are zero
-        self.held: dict[str, tuple[tuple, Tensor]] = {}
-        self.turn = {"image": 0, "weights": 0}
-
-    def _ring(
-        self, kind: Kind, rows: int, width: int, slots: int, *, stationary: bool = False
-    ) -> list[Tensor]:
-        """Tensors in stripes of their own, apart from all others."""
-        ring = []
-        for _ in range(slots):
-            ring.append(self.k.tensor(kind, rows, width, avoid=self.taken, stationary=stationary))
-            self.taken = (*self.taken, ring[-1])
-        return ring
 
     def run(self) -> None:
         """A chunk is fetched before the product ahead of it: the vector unit clears borders, and
@@ -366,7 +359,8 @@ class _Convolution:
             self._multiply(acc, pixels, w, (height, width), step.depth, not step.first)
             if following is None or following.first:
                 self.finish.store(acc, row, rows, step.column, columns)
-        self.k.free(*self.taken, *self.finish.tensors())
+        self.rings.free()
+        self.finish.free()
 
     def _steps(self) -> Iterator[_Step]:
         shape, plan = self.shape, self.plan
@@ -391,19 +385,8 @@ class _Convolution:
         """Pixels and weights of a step, each loaded into its ring's next slot unless the step
         before has the same."""
         a, b = s.term
-        image = self._held("image", (a, s.image, s.block, s.at, s.depth), self._load_image)
-        return image, self._held(
-            "weights", (b, s.at, s.depth, s.column, s.columns), self._load_weights
-        )
-
-    def _held(self, side: str, key: tuple, load: Callable[..., None]) -> Tensor:
-        if side not in self.held or self.held[side][0] != key:
-            ring = self.images if side == "image" else self.weights
-            slot = ring[self.turn[side] % len(ring)]
-            self.turn[side] += 1
-            self.held[side] = key, slot
-            load(slot, *key)
-        return self.held[side][1]
+        image = self.images.get(a, s.image, s.block, s.at, s.depth)
+        return image, self.weights.get(b, s.at, s.depth, s.column, s.columns)
 
     # --- the array --------------------------------------------------------------------------------
 
@@ -455,7 +438,7 @@ class _Convolution:
 
     def _load_weights(
         self, slot: Tensor, b: HbmTensor, at: int, depth: int, column: int, columns: int
-    ) -> None:
+    ) -> Tensor:
         """Rows at.. of every tap (or every tile of windows), columns column.."""
         shape, queue = self.shape, self.k.weights_queue
         total = shape.taps * shape.channels
@@ -472,6 +455,7 @@ class _Convolution:
             for first, tiles, span in spans(columns, self.lanes):
                 src = b.beyond(2 * (total * (column + first * self.lanes) + row * span))
                 load_tiled(self.k, w.tile(first, tiles), src, total, queue=queue)
+        return slot
 
     def _load_windows(
         self, slot: Tensor, a: HbmTensor, image: int, block: tuple[int, int, int, int]
@@ -487,26 +471,28 @@ class _Convolution:
             for p in tile:
                 at = p.row * rows.dilation * line + p.column * columns.dilation * pixel
                 src, queue = a.beyond(start + at + 2 * p.first), next(queues)
-                accesses = [(r, True, "dma") for r in slot.resources]
-                if src.resource is not None:
-                    accesses.append((("hbm", src.resource), False, "dma"))
-                k.emit(
-                    queue, dma.Load, accesses, hbm=k.hbm(queue, src), format=HbmFormat.BF16,
-                    row=k.addr(queue, slot.base + number * slot.tile_stride), lane=lane,
-                    lanes=p.count, rows=Count(width), row_bytes=columns.stride * pixel,
-                    row_stride=1, outer=Count(height), outer_bytes=rows.stride * line,
-                    outer_rows=width,
+                transfer(
+                    k, dma.Load, slot.tile(number), src, queue=queue, fmt=HbmFormat.BF16,
+                    lane=lane, lanes=p.count, inner=(width, columns.stride * pixel, 1),
+                    outer=(height, rows.stride * line, width),
                 )  # fmt: skip
                 lane += p.count
 
     def _load_image(
         self, slot: Tensor, a: HbmTensor, image: int, block: tuple[int, int, int, int], at: int,
         depth: int,
-    ) -> None:  # fmt: skip
+    ) -> Tensor:  # fmt: skip
         """The pixels under a block's windows, channels at..; zeros where there are none."""
         if self.windows:
             self._load_windows(slot, a, image, block)
-            return
+        else:
+            self._load_pixels_under(slot, a, image, block, at, depth)
+        return slot
+
+    def _load_pixels_under(
+        self, slot: Tensor, a: HbmTensor, image: int, block: tuple[int, int, int, int], at: int,
+        depth: int,
+    ) -> None:  # fmt: skip
         shape, (y, height, x, width) = self.shape, block
         top, high, first_row = shape.rows.inside(y, height)
         left, wide, first_column = shape.columns.inside(x, width)
@@ -524,7 +510,11 @@ class _Convolution:
         if wide == self.pitch and down == across * wide:  # all pixels are as far apart
             self._load_pixels(inner, a.beyond(start), high * wide, across, depth)
         elif tiles == 1:
-            self._load_lines(inner, a.beyond(start), (high, wide), (down, across), depth)
+            transfer(
+                self.k, dma.Load, inner, a.beyond(start), queue=self.k.load_queue,
+                fmt=HbmFormat.BF16, lanes=depth, inner=(wide, across, 1),
+                outer=(high, down, self.pitch),
+            )  # fmt: skip
         else:
             for i in range(high):
                 line_of = replace(inner, base=inner.base + i * self.pitch)
@@ -537,20 +527,6 @@ class _Convolution:
         load_rows(
             self.k, replace(t, rows=count, width=depth), src, depth, self.tall, pitch_bytes,
             queue=self.k.load_queue,
-        )  # fmt: skip
-
-    def _load_lines(
-        self, t: Tensor, src: HbmTensor, size: tuple[int, int], pitch: tuple[int, int], depth: int
-    ) -> None:
-        """Rows of pixels, `pitch` bytes apart, of one tile."""
-        k, queue = self.k, self.k.load_queue
-        accesses = [(r, True, "dma") for r in t.resources]
-        if src.resource is not None:
-            accesses.append((("hbm", src.resource), False, "dma"))
-        k.emit(
-            queue, dma.Load, accesses, hbm=k.hbm(queue, src), format=HbmFormat.BF16,
-            row=k.addr(queue, t.base), lanes=depth, rows=Count(size[1]), row_bytes=pitch[1],
-            row_stride=1, outer=Count(size[0]), outer_bytes=pitch[0], outer_rows=self.pitch,
         )  # fmt: skip
 
     def _clear(

@@ -5,7 +5,7 @@ are tensors [M, N], which come by DMA beside the product's own, and vectors [N],
 share.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tapeout.chip import Chip
@@ -14,15 +14,14 @@ from tapeout.isa.dma import HbmFormat
 from tapeout.lang import Builder, ChipTooSmall, HbmTensor, Tensor
 from tapeout.lang.builder import VMEM_BLOCK
 
+from .rings import Rings
 from .rowprogram import FULL, STAT, VECTOR, Place, RowProgram, Step, steps_of
-from .rows import load_rows, store_rows
+from .rows import load_rows, spm_kind, store_rows
 from .rowwise import Block, Region, copied_apart, padded_rows
 
 MOST_TEMPORARIES = 8
 MOST_TENSORS = 4  # [M, N] that go in and out: each takes two slots of spm
 ROWS_MAX = 1023  # of one vector instruction on a part of a block
-
-Ring = Callable[[Kind, int, int, int], list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -95,10 +94,7 @@ def _temporaries(epilogue: Epilogue, steps: Sequence[Step]) -> int:
         if s.node not in stored:
             alive.add(s.node)
         # What lies in spm or acc has one port: to be read twice it is copied.
-        twice = len([a for a in s.reads if isinstance(a, int)]) - len(
-            {a for a in s.reads if isinstance(a, int)}
-        )
-        most = max(most, len(alive) + twice)
+        most = max(most, len(alive) + len(s.nodes) - len(set(s.nodes)))
         alive = {n for n in alive if last.get(n, -1) > i}
     return most
 
@@ -127,7 +123,7 @@ def vmem_sizes(chip: Chip, epilogue: Epilogue, rows: int, tiles: int) -> tuple[i
 
 def _vectors_read(epilogue: Epilogue, steps: Sequence[Step]) -> set[int]:
     nodes = epilogue.program.nodes
-    reads = {a for s in steps for a in s.reads if isinstance(a, int)}
+    reads = {a for s in steps for a in s.nodes}
     return {n for n in reads if nodes[n].op == "load" and nodes[n].form == VECTOR}
 
 
@@ -140,8 +136,8 @@ def _division(rows: int) -> tuple[int, int]:
 class Finish:
     """Traces an epilogue, block by block: `fetch` before the block's product, `store` behind it."""
 
-    def __init__(self, k: Builder, epilogue: Epilogue, rows: int, width: int, ring: Ring) -> None:
-        """For blocks of up to `rows` x `width`; `ring` makes slots of spm."""
+    def __init__(self, k: Builder, epilogue: Epilogue, rows: int, width: int, rings: Rings) -> None:
+        """For blocks of up to `rows` x `width`, whose tensors join the kernel's rings."""
         self.k, self.p, self.epilogue = k, epilogue.program, epilogue
         self.lanes = k.chip.lanes
         self.rows, self.tiles = rows, -(-width // self.lanes)
@@ -153,8 +149,11 @@ class Finish:
         if epilogue.product in self.keep:
             self.steps.append(Step(epilogue.product, FULL, "", (epilogue.product,)))
         self.last_use = {a: i for i, s in enumerate(self.steps) for a in s.reads}
-        self.loads = {n: ring(_kind(self._place(n)), rows, width, 2) for n in epilogue.operands}
-        self.outs = {n: ring(_kind(p), rows, width, 2) for n, p in self.p.stores}
+        self.loads = {
+            n: rings.make(spm_kind(self._place(n).format), rows, width, 2)
+            for n in epilogue.operands
+        }
+        self.outs = {n: rings.make(spm_kind(p.format), rows, width, 2) for n, p in self.p.stores}
         self.turn = 0
         self.level = [0] * len(self.p.nodes)  # of reductions, which there are none of
         self.read = _vectors_read(epilogue, steps)
@@ -234,9 +233,10 @@ class Finish:
         """The queue that vectors come by."""
         return self.k.vmem_queue
 
-    def tensors(self) -> tuple[Tensor, ...]:
-        """What to free in the end beside the rings."""
-        return () if self.vmem is None else (self.vmem,)
+    def free(self) -> None:
+        """Gives back what it has beside the rings."""
+        if self.vmem is not None:
+            self.k.free(self.vmem)
 
 
 class _Part(Block):
@@ -264,16 +264,10 @@ class _Part(Block):
         self, operands: list[Tensor | float], d: Tensor | float | None, spare: list[Tensor],
         span: tuple[int, int],
     ) -> tuple[list[Tensor | float], Tensor | float | None]:  # fmt: skip
-        return copied_apart(
-            self.k, operands, d, spare, lambda _: self._tensor(FULL, span)
-        )  # fmt: skip
+        return copied_apart(self.k, operands, d, spare, lambda _: self._tensor(FULL, span))
 
     def _result(self, step: Step, span: tuple[int, int]) -> Tensor:
         if step.node not in self.outs:
             return super()._result(step, span)
         self.held[step.node] = self.outs[step.node]
         return self.outs[step.node]
-
-
-def _kind(place: Place) -> Kind:
-    return Kind.SPM_FP32 if place.format == HbmFormat.FP32 else Kind.SPM_BF16

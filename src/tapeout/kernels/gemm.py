@@ -21,7 +21,8 @@ from tapeout.isa.forms import ceil_div
 from tapeout.lang import Builder, ChipTooSmall, HbmTensor, Tensor, ops
 
 from .epilogue import Epilogue, Finish, plain
-from .rows import STRIDE_MAX, load_rows, load_tiled, spans
+from .rings import Chunks, Rings
+from .rows import STRIDE_MAX, load_rows, load_tiled, spans, spm_rows
 
 ISSUE_CYCLES = 2  # a load and a matmul
 RUN_LATENCY_CYCLES = 60  # an HBM access beside request and response: the model's idle latency
@@ -79,15 +80,10 @@ def choose(
     return best
 
 
-def _wide(fmt: HbmFormat) -> int:
-    """Rows of spm for a row of a tile."""
-    return 2 if fmt == HbmFormat.FP32 else 1
-
-
 def _fits(
     chip: Chip, rows: int, columns: int, depth: int, formats: Sequence[HbmFormat]
 ) -> bool:  # fmt: skip
-    wide = max(_wide(f) for f in formats)
+    wide = max(spm_rows(f) for f in formats)
     acc = 2 * ceil_div(rows * columns, chip.acc.rows_per_stripe) <= chip.acc.stripes
     return acc and rows * wide <= STRIDE_MAX
 
@@ -99,7 +95,7 @@ def _slots(
     per = chip.spm.rows_per_stripe
     a = ceil_div(rows * ceil_div(depth, chip.mxu.rows), per)
     b = ceil_div(depth * columns, per)
-    c = sum(ceil_div(rows * columns * _wide(f), per) for f in formats)
+    c = sum(ceil_div(rows * columns * spm_rows(f), per) for f in formats)
     return min(4, (stripes - 2 * c) // (a + b))
 
 
@@ -119,7 +115,7 @@ def _cost(
         passes * max(min(rows, m - at), load, mxu.accumulate_cycles, ISSUE_CYCLES)
         for at in range(0, m, rows)
     )
-    out_bytes = sum(2 * _wide(f) for f in formats)
+    out_bytes = sum(2 * spm_rows(f) for f in formats)
     width = min(n, columns * lanes)
     depth = min(depth, k)
     sides = [  # bytes in all, bytes of a run, bytes of the first chunk
@@ -204,25 +200,18 @@ class _Gemm:
         self.m, self.n, self.depth = shape
         self.tiled, self.transposed = tiled, transposed
         self.lanes, self.tall = k.chip.lanes, k.chip.mxu.rows
-        self.taken: tuple[Tensor, ...] = ()
+        self.rings = Rings(k)
         width = plan.columns * self.lanes
         tall_tiles = ceil_div(plan.depth, self.tall)
-        self.finish = Finish(k, epilogue, plan.rows, width, self._ring)
-        self.moving = self._ring(Kind.SPM_BF16, plan.rows, tall_tiles * self.lanes, plan.slots)
-        self.stationary = self._ring(Kind.SPM_BF16, plan.depth, width, plan.slots, stationary=True)
-        self.sums = self._ring(Kind.ACC, plan.rows, width, 2)
-        self.held: dict[str, tuple[tuple[HbmTensor, int, int], Tensor]] = {}
-        self.turn = {"a": 0, "b": 0}
-
-    def _ring(
-        self, kind: Kind, rows: int, width: int, slots: int, *, stationary: bool = False
-    ) -> list[Tensor]:
-        """Tensors in stripes of their own, apart from all others."""
-        ring = []
-        for _ in range(slots):
-            ring.append(self.k.tensor(kind, rows, width, avoid=self.taken, stationary=stationary))
-            self.taken = (*self.taken, ring[-1])
-        return ring
+        make = self.rings.make
+        self.finish = Finish(k, epilogue, plan.rows, width, self.rings)
+        self.moving = Chunks(
+            make(Kind.SPM_BF16, plan.rows, tall_tiles * self.lanes, plan.slots), self._load_a
+        )
+        self.stationary = Chunks(
+            make(Kind.SPM_BF16, plan.depth, width, plan.slots, stationary=True), self._load_b
+        )
+        self.sums = make(Kind.ACC, plan.rows, width, 2)
 
     def run(self) -> None:
         plan, lanes = self.plan, self.lanes
@@ -235,25 +224,15 @@ class _Gemm:
             chunks = itertools.product(self.terms, range(0, self.depth, plan.depth))
             for number, ((a, b), at) in enumerate(chunks):
                 depth = min(plan.depth, self.depth - at)
-                x = self._fetch("a", (a, row, at), self._load_a, rows, depth)
-                w = self._fetch("b", (b, at, column), self._load_b, depth, width)
+                x = self.moving.get(a, row, at, rows, depth)
+                w = self.stationary.get(b, at, column, depth, width)
                 ops.matmul(
                     self.k, acc, x, w, rows=rows, accumulate=number > 0,
                     transposed=self.transposed,
                 )  # fmt: skip
             self.finish.store(acc, row, rows, column, width)
-        self.k.free(*self.taken, *self.finish.tensors())
-
-    def _fetch(
-        self, side: str, key: tuple[HbmTensor, int, int], load, rows: int, width: int
-    ) -> Tensor:
-        """The chunk at `key`, loaded into the ring's next slot unless it is the one before."""
-        if side not in self.held or self.held[side][0] != key:
-            ring = self.moving if side == "a" else self.stationary
-            slot = ring[self.turn[side] % len(ring)]
-            self.turn[side] += 1
-            self.held[side] = key, load(slot, *key, rows, width)
-        return self.held[side][1]
+        self.rings.free()
+        self.finish.free()
 
     def _load_a(
         self, slot: Tensor, a: HbmTensor, row: int, at: int, rows: int, depth: int

@@ -138,6 +138,11 @@ class Step:
     def reads(self) -> tuple[Arg, ...]:
         return (*self.operands, *(() if self.d is None else (self.d,)))
 
+    @property
+    def nodes(self) -> tuple[int, ...]:
+        """The nodes among what it reads."""
+        return tuple(a for a in self.reads if isinstance(a, int))
+
 
 def steps_of(program: RowProgram, keep: set[int]) -> list[Step]:
     """Nodes as vector instructions, up to three of them in one; `keep` must be stored."""

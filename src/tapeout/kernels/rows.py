@@ -1,6 +1,6 @@
 """Row-major matrices of HBM to and from column tiles on chip."""
 
-from tapeout.isa import Count, HbmAddr, dma
+from tapeout.isa import Count, HbmAddr, Kind, dma
 from tapeout.isa.dma import HbmFormat
 from tapeout.lang import Builder, HbmTensor, Tensor
 
@@ -36,10 +36,6 @@ def _move(
     k: Builder, cls: type, t: Tensor, hbm: HbmTensor, width: int, tile: int, pitch_bytes: int,
     queue: int, fmt: HbmFormat,
 ) -> None:  # fmt: skip
-    loading = cls is dma.Load
-    accesses = [(r, loading, "dma") for r in t.resources]
-    if hbm.resource is not None:
-        accesses.append((("hbm", hbm.resource), not loading, "dma"))
     tile_bytes = tile * fmt.format.bits // 8
     if t.tile_stride > STRIDE_MAX and width > tile:
         raise ValueError(
@@ -48,13 +44,44 @@ def _move(
         )
     for first, tiles, lanes in spans(width, tile):
         across = t.tile_stride if tiles > 1 else t.row_stride
-        k.emit(
-            queue, cls, accesses,
-            hbm=k.hbm(queue, hbm.beyond(first * tile_bytes)),
-            format=fmt, row=k.addr(queue, t.base + first * t.tile_stride, t.reg), lanes=lanes,
-            rows=Count(tiles), row_bytes=tile_bytes, row_stride=across,
-            outer=Count(t.rows), outer_bytes=pitch_bytes, outer_rows=t.row_stride,
+        transfer(
+            k, cls, t.tile(first), hbm.beyond(first * tile_bytes), queue=queue, fmt=fmt,
+            lanes=lanes, inner=(tiles, tile_bytes, across),
+            outer=(t.rows, pitch_bytes, t.row_stride),
         )  # fmt: skip
+
+
+def transfer(
+    k: Builder, cls: type, t: Tensor, hbm: HbmTensor, *, queue: int, fmt: HbmFormat, lanes: int,
+    inner: tuple[int, int, int], outer: tuple[int, int, int], lane: int = 0,
+) -> None:  # fmt: skip
+    """One `dma.Load` or `dma.Store` of runs of rows, between the rows of t and HBM.
+
+    Args:
+        inner, outer: for rows of a run, and for runs: how many, bytes from one to the next in HBM,
+            and rows of memory from one to the next.
+    """
+    loading = cls is dma.Load
+    accesses = [(r, loading, "dma") for r in t.resources]
+    if hbm.resource is not None:
+        accesses.append((("hbm", hbm.resource), not loading, "dma"))
+    k.emit(
+        queue, cls, accesses, hbm=k.hbm(queue, hbm), format=fmt,
+        memory=dma.Memory.VMEM if t.kind == Kind.VMEM else dma.Memory.SPM,
+        row=k.addr(queue, t.base, t.reg), lane=lane, lanes=lanes, rows=Count(inner[0]),
+        row_bytes=inner[1], row_stride=inner[2], outer=Count(outer[0]), outer_bytes=outer[1],
+        outer_rows=outer[2],
+    )  # fmt: skip
+
+
+def spm_kind(fmt: HbmFormat) -> Kind:
+    """How spm holds elements that lie so in HBM."""
+    return Kind.SPM_FP32 if fmt == HbmFormat.FP32 else Kind.SPM_BF16
+
+
+def spm_rows(fmt: HbmFormat) -> int:
+    """Rows of spm for a row of a tile."""
+    return 2 if fmt == HbmFormat.FP32 else 1
 
 
 def load_tiled(k: Builder, t: Tensor, hbm: HbmTensor, total_rows: int, *, queue: int) -> None:

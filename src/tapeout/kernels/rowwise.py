@@ -1,10 +1,12 @@
-"""Elementwise programs with reductions along rows, over tensors in HBM, in vmem.
+"""Elementwise programs with reductions along rows, over tensors in HBM.
 
 A program computes over a domain of rows (one or more dimensions) and lanes (the last dimension).
 Each of its nodes is one of three things: a *full* tensor [rows, width], a *stat* [rows] with a
 number a row, or a *vector* [width] that all rows share. Rows come in blocks that fit half of vmem,
 so that transfers of one block run beside the arithmetic of the other. Where a row is wider than
 that, it comes in chunks of lanes, once for each level of reductions that depend on each other.
+Large programs have their full tensors in stripes of spm instead, with blocks long enough to hide
+what an instruction waits for (`WideBlock`).
 
 An operand may have any strides. With a stride of 1 along the lanes, or 0, its rows come by DMA as
 they are. Otherwise elements come one a row, and the vector unit packs them: a reduction of one lane
@@ -16,7 +18,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from tapeout.chip import Chip
-from tapeout.isa import Count, HbmAddr, Kind, dma
+from tapeout.isa import Kind, dma
 from tapeout.isa.dma import HbmFormat
 from tapeout.isa.vpu import Combine, Combine2, Function, Reduce
 from tapeout.lang import Builder, ChipTooSmall, HbmTensor, Tensor, ops
@@ -40,6 +42,7 @@ from .rowprogram import (
     pieces,
     steps_of,
 )
+from .rows import spm_kind, transfer
 
 
 def run(k: Builder, program: RowProgram) -> None:
@@ -180,9 +183,8 @@ class _Rows:
                 return
             self.shared = shared
         first, room = whole.base, whole.rows
-        if self.shared:
-            reserved = self._vector_rows(self.shared)
-            first, room = first + reserved, room - reserved
+        reserved = self._vector_rows(self.shared)
+        first, room = first + reserved, room - reserved
         half = room // 2 // VMEM_BLOCK * VMEM_BLOCK
         rows, chunk = self._sizes(room, half)
         blocks = [(a, min(a + rows, p.rows)) for a in range(0, p.rows, rows)]
@@ -226,7 +228,7 @@ class _Rows:
     def _run_in_spm(self, whole: Tensor) -> None:
         """Blocks of `WIDE_ROWS` rows of tiles; vmem holds numbers a row and vectors."""
         k, p = self.k, self.p
-        reserved = self._vector_rows(self.shared) if self.shared else 0
+        reserved = self._vector_rows(self.shared)
         half = (whole.rows - reserved) // 2 // VMEM_BLOCK * VMEM_BLOCK
         regions = [Region(k, whole.base + reserved + i * half, half) for i in range(2)]
         if self.shared:
@@ -239,9 +241,7 @@ class _Rows:
         """Vectors, where `room` rows of vmem hold them all and a row needs no chunks."""
         nodes = self.p.nodes
         found = {s.node for s in self.steps if s.form == VECTOR}
-        found |= {
-            a for s in self.steps for a in s.reads if isinstance(a, int) and nodes[a].form == VECTOR
-        }  # fmt: skip
+        found |= {a for s in self.steps for a in s.nodes if nodes[a].form == VECTOR}
         if found & self.keep or self._vector_rows(found) > room:
             return set()
         self.shared = found
@@ -325,16 +325,14 @@ class _Rows:
         that all blocks share)."""
         last: dict[int, int] = {}
         for at, step in enumerate(self.steps):
-            for a in step.reads:
-                if isinstance(a, int):
-                    last[a] = at
+            last |= dict.fromkeys(step.nodes, at)
         for n in self.keep:
             last[n] = max(last.get(n, 0), len(self.steps))
         most = 1
         wide = [n.form != STAT and i not in self.shared for i, n in enumerate(self.p.nodes)]
         alive = {n for n in self.keep if wide[n] and self.p.nodes[n].op == "load"}
         for at, step in enumerate(self.steps):
-            alive |= {a for a in step.reads if isinstance(a, int) and wide[a]}
+            alive |= {a for a in step.nodes if wide[a]}
             if step.node >= 0 and wide[step.node]:
                 alive.add(step.node)
             spare = any(  # a stat read where a row must stand
@@ -360,12 +358,10 @@ class Block:
         chunk: int,
     ) -> None:  # fmt: skip
         self.outer, self.k, self.p, self.lanes = rows, rows.k, rows.p, rows.lanes
-        self.regions, self.number = regions, number
         self.a, self.b, self.size, self.chunk = a, b, size, chunk
         self.count = b - a
         self.held: dict[int, Tensor] = dict(rows.vectors)
         self.region = regions[number % len(regions)]
-        self.temporary: list[tuple[Region, Tensor]] = []
 
     def run(self) -> None:
         outer = self.outer
@@ -399,7 +395,6 @@ class Block:
     def _chunked(self, spans: list[tuple[int, int]]) -> None:
         """Level by level: what its reductions and stores need, chunk by chunk."""
         outer, nodes = self.outer, self.p.nodes
-        home = self.region
         for level in range(max(outer.level) + 1):
             for step in outer.steps:
                 if step.form == STAT and outer.level[step.node] == level:
@@ -427,12 +422,9 @@ class Block:
                 key = step.node if step.node >= 0 else -1 - step.reduce
                 if key in wanted or step.node in needed:
                     chosen.insert(0, step)
-                    needed |= {
-                        a for a in step.reads if isinstance(a, int) and nodes[a].form != STAT
-                    }
+                    needed |= {a for a in step.nodes if nodes[a].form != STAT}
             for number, span in enumerate(spans):
                 self._pass(chosen, span, first=number == 0, level=level)
-        self.region = home
 
     # --- one pass over lanes ----------------------------------------------------------------------
 
@@ -448,9 +440,7 @@ class Block:
         nodes, outer = self.p.nodes, self.outer
         last: dict[int, int] = {}
         for at, step in enumerate(steps):
-            for a in step.reads:
-                if isinstance(a, int):
-                    last[a] = at
+            last |= dict.fromkeys(step.nodes, at)
         kept = {
             n for n in outer.keep
             if nodes[n].form != STAT and (level < 0 or outer.level[n] == level)
@@ -462,10 +452,10 @@ class Block:
         for at, step in enumerate(steps):
             if step.node in outer.vectors:
                 continue
-            for a in step.reads:
-                if isinstance(a, int) and a not in self.held:
+            for a in step.nodes:
+                if a not in self.held:
                     self.fetch(a, span)
-                if isinstance(a, int) and nodes[a].form != STAT and a not in outer.vectors:
+                if nodes[a].form != STAT and a not in outer.vectors:
                     local.add(a)
             self.step(step, span, first=first, level=level)
             if step.node >= 0 and step.form != STAT:
@@ -512,7 +502,7 @@ class Block:
         if self.p.nodes[n].form == VECTOR:
             wide = self._tensor(FULL, span)
             ops.vector(self.k, t.shared(), dst=wide, rows=self.count, tiles=t.tiles, width=t.width)
-            self.region.free(self.held[n])
+            self.free(self.held[n])
             self.held[n] = wide
             return wide
         return t
@@ -739,17 +729,10 @@ class Block:
         outer_step: int, load: bool, lane: int,
     ) -> None:  # fmt: skip
         """Runs of rows as one transfer: the tiles of t are runs here."""
-        k, size = self.k, place.size
-        accesses = [(r, load, "dma") for r in t.resources]
-        if src.resource is not None:
-            accesses.append((("hbm", src.resource), not load, "dma"))
-        k.emit(
-            queue, dma.Load if load else dma.Store, accesses,
-            hbm=HbmAddr(src.base, src.offset, 0), format=place.format,
-            memory=dma.Memory.VMEM if t.kind == Kind.VMEM else dma.Memory.SPM,
-            row=k.addr(queue, t.base), lane=lane, lanes=width, rows=Count(t.rows),
-            row_bytes=step * size, row_stride=t.row_stride, outer=Count(t.tiles),
-            outer_bytes=outer_step * size, outer_rows=t.tile_stride,
+        transfer(
+            self.k, dma.Load if load else dma.Store, t, src, queue=queue, fmt=place.format,
+            lane=lane, lanes=width, inner=(t.rows, step * place.size, t.row_stride),
+            outer=(t.tiles, outer_step * place.size, t.tile_stride),
         )  # fmt: skip
 
 
@@ -780,7 +763,7 @@ class WideBlock(Block):
             super().fetch(n, span)
             return
         assert node.place is not None
-        t = self._stripe(_kind(node.place.format), span)
+        t = self._stripe(spm_kind(node.place.format), span)
         self._load(t, node.place, (self.a, self.b), span)
         self.held[n] = t
 
@@ -807,7 +790,7 @@ class WideBlock(Block):
         return copied_apart(self.k, operands, d, spare, another)
 
     def _store(self, t: Tensor, place: Place, span: tuple[int, int]) -> None:
-        kind = _kind(place.format)
+        kind = spm_kind(place.format)
         if t.memory != "spm" or t.kind == kind:
             super()._store(t, place, span)
             return
@@ -835,10 +818,6 @@ def copied_apart(
             seen |= x.resources
         out.append(x)
     return [x for x in out[:-1] if x is not None], out[-1]
-
-
-def _kind(fmt: HbmFormat) -> Kind:
-    return Kind.SPM_FP32 if fmt == HbmFormat.FP32 else Kind.SPM_BF16
 
 
 class _Fold(_Rows):
