@@ -3,13 +3,14 @@
 import contextlib
 import json
 import multiprocessing
-import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from machine import describe
+
+from tapeout.compiler.artifact import written_whole
 
 TASKS = 8  # of a process, before another takes its place: memory of compilers grows
 Key = tuple[str, ...]
@@ -52,9 +53,8 @@ def run_all(
             if path:
                 kept = [done[key] for key in work if key in done]
                 whole = {"machine": describe(), "chip": chip, "reports": kept}
-                part = path.with_suffix(".part")
-                part.write_text(json.dumps(whole, indent=1))
-                os.replace(part, path)
+                with written_whole(path) as scratch:
+                    scratch.write_text(json.dumps(whole, indent=1))
             yield key, done[key]
 
 

@@ -12,7 +12,7 @@ import torch
 from tapeout.chip import Chip
 from tapeout.isa import Program
 from tapeout.kernels import convolution, gemm, indexed, rowwise
-from tapeout.kernels.epilogue import plain
+from tapeout.kernels.epilogue import Epilogue, plain
 from tapeout.lang import ARGS_BASE, Builder, HbmTensor
 
 from .fusion import fuse, tile_weights
@@ -266,8 +266,8 @@ def build(
     wanted = [*ends.items(), *((value, b) for b, value in updates)]
     schedule = plan(wanted, changed, movable, rowwise.most_values(chip))
     k = Builder(chip, weight_slots=2)
-    fuse(schedule, k, changed)
     tiles = tile_weights(schedule, lambda v: v not in schedule.ends and movable(v))
+    fuse(schedule, k, changed)
     heap = _Heap()
     for b in (*inputs, *seeds):
         heap.place(b, writable=b in changed)
@@ -395,47 +395,51 @@ def _dense(emitter: Emitter, v: Value) -> HbmTensor:
     return where.beyond(view.offset * item_bytes(v.dtype))
 
 
+def _epilogue(
+    emitter: Emitter, step: Launch, shape: tuple[int, int], offset: int = 0
+) -> Epilogue:  # fmt: skip
+    """What becomes of a product [M, N]: what the step has for it, or it is stored `offset` bytes
+    from where its result begins."""
+    (result,) = step.results
+    if step.finish is not None:
+        found = emitter.epilogue(step.finish, result, shape)
+        assert found is not None
+        return found
+    out = emitter.hbm[emitter.schedule.stored[result]]
+    return plain(shape, out.beyond(offset), hbm_format(result.dtype))
+
+
+def _pairs(emitter: Emitter, step: Launch) -> list[tuple[HbmTensor, HbmTensor]]:
+    """Left and right factors of the products that are added."""
+    terms = [_dense(emitter, v) for v in step.kernel.inputs]
+    return list(zip(terms[::2], terms[1::2], strict=True))
+
+
 def _mm(k: Builder, emitter: Emitter, step: Launch) -> None:
     """out[b] = sum of a[b] @ b[b] over pairs of inputs (bf16, dense)."""
-    (result,) = step.results
-    terms = [_dense(emitter, v) for v in step.kernel.inputs]
     (batch, m, n, depth), left = step.kernel.params["shape"], step.kernel.params["left"]
-    turned = step.kernel.params["transposed"] and not step.tiled
-    if step.finish is not None:
-        pairs = list(zip(terms[::2], terms[1::2], strict=True))
-        gemm.gemm(
-            k, *pairs[0], None, (m, n, depth), more=pairs[1:],
-            epilogue=emitter.epilogue(step.finish, result, (m, n)), transposed=turned,
-            tiled=step.tiled,
-        )  # fmt: skip
-        return
-    out = emitter.hbm[emitter.schedule.stored[result]]
-    size = item_bytes(result.dtype)
+    size = item_bytes(step.results[0].dtype)
+    assert step.plan is None or isinstance(step.plan, gemm.Plan)
     for i in range(batch):
-        pairs = [
+        first, *more = (
             (a.beyond(2 * (i % left) * m * depth), b.beyond(2 * i * depth * n))
-            for a, b in zip(terms[::2], terms[1::2], strict=True)
-        ]
+            for a, b in _pairs(emitter, step)
+        )
         gemm.gemm(
-            k, *pairs[0], out.beyond(size * i * m * n), (m, n, depth),
-            out=hbm_format(result.dtype), more=pairs[1:], transposed=turned, tiled=step.tiled,
+            k, *first, None, (m, n, depth), more=more, plan=step.plan, tiled=step.tiled,
+            transposed=step.kernel.params["transposed"] and not step.tiled,
+            epilogue=_epilogue(emitter, step, (m, n), size * i * m * n),
         )  # fmt: skip
 
 
 def _convolution(k: Builder, emitter: Emitter, step: Launch) -> None:
     """A sum of convolutions of pairs of inputs (bf16, dense, channels last)."""
-    (result,) = step.results
-    terms = [_dense(emitter, v) for v in step.kernel.inputs]
     shape = step.kernel.params["shape"]
-    if step.finish is None:
-        out = emitter.hbm[emitter.schedule.stored[result]]
-        epilogue = plain(shape.matrix, out, hbm_format(result.dtype))
-    else:
-        found = emitter.epilogue(step.finish, result, shape.matrix)
-        assert found is not None
-        epilogue = found
-    pairs = list(zip(terms[::2], terms[1::2], strict=True))
-    convolution.convolve(k, pairs, shape, epilogue, tiled=step.tiled)
+    assert step.plan is None or isinstance(step.plan, convolution.Plan)
+    convolution.convolve(
+        k, _pairs(emitter, step), shape, _epilogue(emitter, step, shape.matrix),
+        tiled=step.tiled, plan=step.plan,
+    )  # fmt: skip
 
 
 def _transpose(k: Builder, emitter: Emitter, step: Launch) -> None:

@@ -12,7 +12,7 @@ from tapeout.kernels.epilogue import Epilogue, vmem_sizes
 from tapeout.lang import Builder, ChipTooSmall, HbmTensor
 
 from .programs import Emitter
-from .schedule import Group, Launch, Schedule, made_by, reads_of
+from .schedule import PRODUCTS, Group, Launch, Schedule, made_by, reads_of
 from .values import Buffer, Kernel, Result, Value, as_view
 
 
@@ -58,8 +58,9 @@ def fuse(schedule: Schedule, k: Builder, in_place: frozenset[Buffer]) -> None:
             if written & {view.source for view in reads_of(launch, schedule.roots)}:
                 continue
             epilogue = emitter.epilogue(group, product, shape)
-            if epilogue is not None and _fits(k, product.kernel, epilogue):
-                launch.finish = group
+            plan = None if epilogue is None else _plan(k, launch, epilogue)
+            if plan is not None:
+                launch.finish, launch.plan = group, plan
                 steps[at] = launch
                 gone.add(made[product])
                 del schedule.stored[product]
@@ -71,7 +72,8 @@ Matrices = tuple[tuple[int, int, int], bool]  # (count, K, N), and whether they 
 
 
 def tile_weights(schedule: Schedule, can: Callable[[Value], bool]) -> dict[Value, Matrices]:
-    """Launches whose right factors may lie tile by tile, which then they do; these factors.
+    """Launches whose right factors may lie tile by tile, which then they do; these factors. Comes
+    before `fuse`, which chooses sizes.
 
     Args:
         can: says whether a stored value can have any layout.
@@ -81,7 +83,7 @@ def tile_weights(schedule: Schedule, can: Callable[[Value], bool]) -> dict[Value
     other: set[Value] = set()
     for step in schedule.steps:
         rights: set[Value] = set()
-        if isinstance(step, Launch) and step.kernel.op in ("mm", "convolution"):
+        if isinstance(step, Launch) and step.kernel.op in PRODUCTS:
             matrices = _right_factors(step.kernel)
             for v in step.kernel.inputs[1::2]:
                 view = as_view(v)
@@ -91,8 +93,6 @@ def tile_weights(schedule: Schedule, can: Callable[[Value], bool]) -> dict[Value
                 taken[view.source].append(step)
                 rights.add(view.source)
             other |= {as_view(v).source for v in step.kernel.inputs[::2]}
-            if step.finish is not None:
-                other |= {v.source for v in reads_of(step.finish, schedule.roots)}
         else:
             other |= {v.source for v in reads_of(step, schedule.roots)}
     bad = {v for v in wanted if v in other or not can(v) or len(wanted[v]) > 1}
@@ -119,19 +119,20 @@ def _right_factors(kernel: Kernel) -> Matrices:
     return (batch, depth, n), kernel.params["transposed"]
 
 
-def _fits(k: Builder, kernel: Kernel, epilogue: Epilogue) -> bool:
-    """The chip has room for the kernel with the epilogue."""
-    chip, stripes, shape = k.chip, len(k.places.spm.stripes), kernel.params["shape"]
+def _plan(k: Builder, launch: Launch, epilogue: Epilogue) -> gemm.Plan | convolution.Plan | None:
+    """Sizes of the kernel with the epilogue; None if the chip has no room for both."""
+    chip, stripes, shape = k.chip, len(k.places.spm.stripes), launch.kernel.params["shape"]
+    plan: gemm.Plan | convolution.Plan
     try:
-        if kernel.op == "convolution":
-            blocks = convolution.choose(chip, shape, epilogue.formats, stripes)
-            rows, columns = blocks.height * blocks.width, blocks.columns
+        if launch.kernel.op == "convolution":
+            plan = convolution.choose(chip, shape, epilogue.formats, stripes, tiled=launch.tiled)
+            rows = plan.height * plan.width
         else:
             plan = gemm.choose(
-                chip, *shape[1:], formats=epilogue.formats, tiled=False, stripes=stripes
+                chip, *shape[1:], formats=epilogue.formats, tiled=launch.tiled, stripes=stripes
             )
-            rows, columns = plan.rows, plan.columns
-        vmem_sizes(chip, epilogue, rows, columns)
+            rows = plan.rows
+        vmem_sizes(chip, epilogue, rows, plan.columns)
     except ChipTooSmall:
-        return False
-    return True
+        return None
+    return plan

@@ -15,9 +15,9 @@ import torch
 from tapeout.kernels import gemm
 from tapeout.numerics import arith, encodings
 
-from .values import Buffer, Map, Number, Result, Value, View, as_view
+from .values import Buffer, Map, Number, Result, Value, View, inputs_of
 
-OPS = ("copy", "bf16", "sub")
+OPS, KERNELS = ("copy", "bf16", "sub"), ("assemble", "transpose")
 
 Recipe = list[list[Any]]  # steps in JSON's types; arguments are numbers of earlier steps
 
@@ -44,13 +44,11 @@ class Movable:
             return True, False
         if isinstance(v, View):
             return self._of(v.source)
-        if isinstance(v, Result) and v.kernel.op in ("assemble", "transpose"):
-            args = [self._of(a) for a in v.kernel.inputs]
-            return all(can for can, _ in args), any(own for _, own in args)
-        if isinstance(v, Map) and v.op in OPS:
-            args = [self._of(a) for a in v.args]
-            return all(can for can, _ in args), any(own for _, own in args)
-        return False, False
+        moves = isinstance(v, Result) and v.kernel.op in KERNELS
+        if not moves and not (isinstance(v, Map) and v.op in OPS):
+            return False, False
+        args = [self._of(a) for a in inputs_of(v)]
+        return all(can for can, _ in args), any(own for _, own in args)
 
 
 @dataclass(frozen=True)
@@ -100,8 +98,7 @@ def recipe_of(v: Value, inputs: Sequence[Buffer]) -> tuple[Recipe, tuple[int, ..
         elif isinstance(v, Number):
             step = ["number", v.value, list(v.shape)]
         elif isinstance(v, View):
-            view = as_view(v)
-            step = ["view", add(v.source), list(v.shape), list(view.strides), view.offset]
+            step = ["view", add(v.source), list(v.shape), list(v.strides), v.offset]
         elif isinstance(v, Result) and v.kernel.op == "transpose":
             step = ["turn", add(v.kernel.inputs[0])]
         elif isinstance(v, Result):

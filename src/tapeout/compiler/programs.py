@@ -51,21 +51,9 @@ class Emitter:
 
     def group(self, group: Group) -> list[rowprogram.RowProgram]:
         """Programs that compute the group, one after another."""
-        domain, lanes = group.domain, group.lanes
-        reads = self._reads([i for r in group.roots for i in inputs_of(r)], group.roots)
-        stores = [r for r in group.roots if r in self.schedule.stored]
-        strides = [_spread(domain, lanes, v.shape, as_view(v).strides) for v in reads]
-        strides += [_spread(domain, lanes, r.shape, dense_strides(r.shape)) for r in stores]
-        programs = []
-        for layout in _layouts(domain, lanes, strides, self.lanes):
-            evaluation = _Evaluation(self, layout, reads)
-            for root in group.roots:
-                evaluation.make(root)
-            for i, r in enumerate(stores, len(reads)):
-                place = self.place(self.schedule.stored[r], layout, i, 0)
-                evaluation.store(r, place)
-            programs.append(evaluation.program)
-        return programs
+        reads, stores, strides = self._accesses(group, group.lanes)
+        layouts = _layouts(group.domain, group.lanes, strides, self.lanes)
+        return [self._evaluated(group, layout, reads, stores).program for layout in layouts]
 
     def epilogue(self, group: Group, product: Value, shape: tuple[int, int]) -> Epilogue | None:
         """The group as an epilogue of the kernel that gives `product`, as a matrix of `shape`; None
@@ -73,10 +61,7 @@ class Emitter:
         lanes = _trailing(group.domain, shape[1])
         if lanes is None:
             return None
-        reads = self._reads([i for r in group.roots for i in inputs_of(r)], group.roots)
-        stores = [r for r in group.roots if r in self.schedule.stored]
-        strides = [_spread(group.domain, 0, v.shape, as_view(v).strides) for v in reads]
-        strides += [_spread(group.domain, 0, r.shape, dense_strides(r.shape)) for r in stores]
+        reads, stores, strides = self._accesses(group, 0)
         rows = len(group.domain) - lanes
         dims, across = rowprogram.merge_dims(group.domain[:rows], [s[:rows] for s in strides])
         widths, along = rowprogram.merge_dims(group.domain[rows:], [s[rows:] for s in strides])
@@ -84,18 +69,38 @@ class Emitter:
             return None
         joined = [(*a, *b) for a, b in zip(across, along, strict=True)]
         layout = Layout(dims, shape[1], joined, [0] * len(strides))
-        evaluation = _Evaluation(self, layout, reads, product)
-        for root in group.roots:
-            evaluation.make(root)
-        for i, r in enumerate(stores, len(reads)):
-            evaluation.store(r, self.place(self.schedule.stored[r], layout, i, 0))
-        nodes = {evaluation.numbers[v] for v in reads if as_view(v).source is product}
-        if len(nodes) != 1 or any(as_view(v).offset for v in reads if as_view(v).source is product):
+        evaluation = self._evaluated(group, layout, reads, stores, product)
+        shown = [v for v in reads if as_view(v).source is product]
+        nodes = {evaluation.numbers[v] for v in shown}
+        if len(nodes) != 1 or any(as_view(v).offset for v in shown):
             return None
         (node,) = nodes
         assert isinstance(node, int)
         found = Epilogue(evaluation.program, node)
         return found if possible(found) else None
+
+    def _accesses(
+        self, group: Group, lanes: int
+    ) -> tuple[list[Value], list[Value], list[Shape]]:  # fmt: skip
+        """What a group reads and what it stores, and the strides of both over its domain."""
+        domain = group.domain
+        reads = self._reads([i for r in group.roots for i in inputs_of(r)], group.roots)
+        stores = [r for r in group.roots if r in self.schedule.stored]
+        strides = [_spread(domain, lanes, v.shape, as_view(v).strides) for v in reads]
+        strides += [_spread(domain, lanes, r.shape, dense_strides(r.shape)) for r in stores]
+        return reads, stores, strides
+
+    def _evaluated(
+        self, group: Group, layout: Layout, reads: list[Value], stores: list[Value],
+        product: Value | None = None,
+    ) -> "_Evaluation":  # fmt: skip
+        """The group's program; `product` lies on chip when it begins."""
+        evaluation = _Evaluation(self, layout, reads, product)
+        for root in group.roots:
+            evaluation.make(root)
+        for i, r in enumerate(stores, len(reads)):
+            evaluation.store(r, self.place(self.schedule.stored[r], layout, i, 0))
+        return evaluation
 
     def fold(self, step: Fold) -> tuple[rowprogram.RowProgram, int, int, rowprogram.Place]:
         """(program, node to fold, how many there are, where the result goes)."""

@@ -10,7 +10,7 @@ one step each); reductions along others are steps of their own.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from tapeout.kernels import rowprogram
+from tapeout.kernels import convolution, gemm, rowprogram
 
 from .values import (
     Buffer,
@@ -60,12 +60,14 @@ class Launch:
 
     Attributes:
         finish: what is computed of its result, which then is not stored.
+        plan: the kernel's sizes, where they are chosen with `finish`.
         tiled: right factors of a product lie column tile by column tile.
     """
 
     kernel: Kernel
     results: list[Result]
     finish: Group | None = None
+    plan: gemm.Plan | convolution.Plan | None = None
     tiled: bool = False
 
 

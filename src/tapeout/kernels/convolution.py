@@ -15,6 +15,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from tapeout.chip import Chip
 from tapeout.isa import Count, Kind, dma, mxu
@@ -104,6 +105,7 @@ class Piece:
     count: int
 
 
+@cache  # a plan is chosen among thousands, each of which asks
 def window_tiles(shape: Shape, tall: int) -> list[list[Piece]]:
     """The elements of a window, in the order of weights, as tiles of up to `tall` rows."""
     taps, channels = shape.columns.taps, shape.channels
