@@ -8,6 +8,15 @@ import pytest
 collect_ignore_glob = [] if find_spec("torch") else ["test_*.py"]
 
 
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    """The same random numbers in every test, and nothing that PyTorch has compiled before."""
+    import torch
+
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+
+
 @pytest.fixture(scope="session")
 def llama() -> Any:
     """Two layers, matrices that bf16 holds exactly."""

@@ -4,6 +4,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from compiling import compiled  # noqa: E402
 from torch import nn  # noqa: E402
 
 from tapeout.chip import load  # noqa: E402
@@ -14,19 +15,9 @@ pytestmark = pytest.mark.torch
 F = nn.functional
 
 
-@pytest.fixture(autouse=True)
-def _fresh():
-    torch.manual_seed(0)
-    torch._dynamo.reset()
-
-
-def compiled(f, chip="lab16", target="sim"):
-    return torch.compile(f, backend=backend, options={"chip": chip, "target": target})
-
-
 def assert_same(f, *args, chip="lab16", rtol=1e-5, atol=1e-5):
     expected = f(*args)
-    got = compiled(f, chip)(*args)
+    got = compiled(f, chip=chip)(*args)
     torch.testing.assert_close(got, expected, rtol=rtol, atol=atol)
 
 
@@ -83,7 +74,7 @@ def test_forward_and_gradients_of_a_model(name, chip):
     model.zero_grad(set_to_none=True)
     if name == "convolutional":
         model.n.reset_running_stats()
-    got = compiled(model, chip)(x)
+    got = compiled(model, chip=chip)(x)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
     (got**2).mean().backward()
     for n, p in model.named_parameters():
@@ -93,7 +84,7 @@ def test_forward_and_gradients_of_a_model(name, chip):
 def test_the_same_bits_on_interp_and_sim():
     model, x = Mlp(), torch.randn(4, 20)
     with torch.no_grad():
-        a, b = (compiled(model, "tiny", target)(x) for target in ("interp", "sim"))
+        a, b = (compiled(model, chip="tiny", target=target)(x) for target in ("interp", "sim"))
     assert torch.equal(a, b)
 
 
@@ -169,7 +160,7 @@ def test_it_is_found_by_its_name():
 
 
 def test_the_device_tells_what_the_last_graph_took():
-    compiled(lambda x: x + 1, "tiny")(torch.ones(5))
+    compiled(lambda x: x + 1, chip="tiny")(torch.ones(5))
     last = device("tiny").last
     assert last is not None
     assert last.last.cycles > 0

@@ -6,21 +6,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from compiling import compiled  # noqa: E402
 from torch import nn  # noqa: E402
 
-from tapeout.compiler.backend import backend, device  # noqa: E402
+from tapeout.compiler.backend import device  # noqa: E402
 
 pytestmark = pytest.mark.torch
-
-
-@pytest.fixture(autouse=True)
-def _fresh():
-    torch.manual_seed(0)
-    torch._dynamo.reset()
-
-
-def compiled(f, chip="lab16"):
-    return torch.compile(f, backend=backend, options={"chip": chip})
 
 
 def made_of(chip="lab16") -> set[tuple[str, str]]:

@@ -6,24 +6,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from compiling import compiled  # noqa: E402
 from torch import nn  # noqa: E402
 
 from tapeout.compiler.backend import backend, device  # noqa: E402
 from tapeout.compiler.shapes import NoBucket  # noqa: E402
 
 pytestmark = pytest.mark.torch
-
-
-@pytest.fixture(autouse=True)
-def _fresh():
-    torch.manual_seed(0)
-    torch._dynamo.reset()
-
-
-def compiled(f, *, dynamic=None, **options):
-    return torch.compile(
-        f, backend=backend, options={"chip": "lab16", **options}, dynamic=dynamic
-    )  # fmt: skip
 
 
 def network():

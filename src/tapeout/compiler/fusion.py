@@ -35,7 +35,9 @@ def fuse(schedule: Schedule, k: Builder, in_place: frozenset[Buffer]) -> None:
         for view in reads_of(step, schedule.roots):
             readers[view.source].add(at)
         made |= dict.fromkeys(made_by(step), at)
-    buffers = {*schedule.stored.values(), *(v for v in readers if isinstance(v, Buffer))}
+    buffers = dict.fromkeys(
+        [*schedule.stored.values(), *(v for v in readers if isinstance(v, Buffer))]
+    )
     places = {b: HbmTensor(0, i, 0) for i, b in enumerate(buffers)}  # as long as nothing has one
     emitter = Emitter(schedule, k.chip.lanes, places)
     ends = set(schedule.ends)

@@ -30,7 +30,7 @@ from .values import (
     inputs_of,
 )
 
-PRODUCT = HbmTensor(0, 0, 0)  # stands for what a kernel has just made
+PRODUCT = HbmTensor(-1, 0, 0)  # stands for what a kernel has just made; no memory has this base
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,8 @@ class OpenGraph:
     """A graph with open sizes, as one that is compiled for each set of them.
 
     Args:
-        compile: makes (what runs, where the tensors' numbers among the inputs are given) of a graph
-            of tensors with known shapes.
+        compile: makes what runs of a graph of tensors with known shapes, and of the numbers of
+            those that are a model's own.
         kept: numbers of inputs that are a model's own.
         buckets: sizes to round up to; none: sizes are taken as they are.
     """

@@ -318,6 +318,5 @@ def _weight_gradient(
         left = v.permute(v.reshape(left, (1, rows.shape[1], part)), (0, 2, 1))
         y = v.reshape(matmul(left, rows, meta.dtype), (part, *size, channels))
         gradients.append(_first(y))
-    return typed(cat(Meta(w.shape, meta.dtype), gradients, 0), meta) if groups > 1 else typed(
-        gradients[0], meta
-    )  # fmt: skip
+    whole = gradients[0] if groups == 1 else cat(Meta(w.shape, meta.dtype), gradients, 0)
+    return typed(whole, meta)
