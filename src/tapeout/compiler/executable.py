@@ -18,8 +18,9 @@ from tapeout.lang import ARGS_BASE, Builder, HbmTensor
 from .fusion import fuse, tile_weights
 from .packing import Movable, Packed, recipe_of, tiled
 from .programs import Emitter
+from .recompute import recomputed
 from .schedule import Fold, Group, Launch, Schedule, made_by, plan, reads_of
-from .simplify import simplified
+from .simplify import regrouped, simplified
 from .values import (
     INT_MAX,
     INTS,
@@ -264,7 +265,12 @@ def build(
     changed = frozenset(b for b, _ in updates)
     movable = Movable(frozenset(inputs[i] for i in kept) - changed)
     wanted = [*ends.items(), *((value, b) for b, value in updates)]
-    schedule = plan(wanted, changed, movable, rowwise.most_values(chip))
+    most = rowwise.most_values(chip)
+    schedule = plan(wanted, changed, movable, most)
+    again = recomputed(schedule)
+    if again is not None:
+        wanted = list(zip(regrouped(again), (b for _, b in wanted), strict=True))
+        schedule = plan(wanted, changed, movable, most)
     k = Builder(chip, weight_slots=2)
     tiles = tile_weights(schedule, lambda v: v not in schedule.ends and movable(v))
     fuse(schedule, k, changed)

@@ -112,7 +112,7 @@ class Emitter:
         strides = [as_view(v).strides for v in reads]
         out = dense_strides(root.shape)
         strides.append(tuple(0 if d in folded else s for d, s in enumerate(out)))
-        lane = max(kept, key=lambda d: (_lane_score(shape[d], [s[d] for s in strides]), d))
+        lane = max(kept, key=lambda d: (_lane_score(shape, strides, d), d))
         kept.remove(lane)
         first = rowprogram.merge_dims(
             [shape[d] for d in folded], [[s[d] for d in folded] for s in strides[:-1]]
@@ -264,11 +264,15 @@ def _trailing(shape: Shape, size: int) -> int | None:
     return None
 
 
-def _lane_score(size: int, strides: Sequence[int]) -> int:
-    """How well a dimension suits the lanes: accesses that are consecutive along it."""
-    if size == 1:
+def _lane_score(dims: Shape, strides: Sequence[Shape], at: int) -> int:
+    """How well a dimension suits the lanes: elements of accesses that are consecutive along it."""
+    if dims[at] == 1:
         return -1
-    return sum(1 + (i == len(strides) - 1) for i, s in enumerate(strides) if s == 1)
+    last = len(strides) - 1
+    return sum(
+        (1 + (i == last)) * math.prod(n for n, s in zip(dims, steps, strict=True) if s)
+        for i, steps in enumerate(strides) if steps[at] == 1
+    )  # fmt: skip
 
 
 def _layouts(domain: Shape, lanes: int, strides: Sequence[Shape], chip_lanes: int) -> list[Layout]:
@@ -283,7 +287,7 @@ def _layouts(domain: Shape, lanes: int, strides: Sequence[Shape], chip_lanes: in
     dims, merged = rowprogram.merge_dims(domain, strides)
     if len(dims) == 1:
         return _flat(dims[0], [s[0] for s in merged], chip_lanes)
-    best = max(range(len(dims)), key=lambda d: (_lane_score(dims[d], [s[d] for s in merged]), d))
+    best = max(range(len(dims)), key=lambda d: (_lane_score(dims, merged, d), d))
     rest = [d for d in range(len(dims)) if d != best]
     order = [(*(s[d] for d in rest), s[best]) for s in merged]
     return [Layout(tuple(dims[d] for d in rest), dims[best], order, [0] * len(strides))]

@@ -26,11 +26,13 @@ from .values import (
     copy,
     dense_strides,
     inputs_of,
+    regroups,
     topological,
 )
 
 PRODUCTS = ("mm", "convolution")
 MOST_IN_GROUP = 40  # values that it reads and makes: vmem holds a row of each
+SMALL = 1 << 14  # elements
 SEARCH = 24  # groups that a value may join, counted from the last
 
 
@@ -127,14 +129,15 @@ class _Planner:
         self.roots: set[Value] = set()
         self.ends = ends = list[Value]()
         for value, buffer in outputs:
-            if isinstance(value, (Map, Reduce, Result)) and value not in self.stored:
-                self.stored[value] = buffer
-                ends.append(value)
+            made = value.source if isinstance(value, View) and regroups(value) else value
+            if isinstance(made, (Map, Reduce, Result)) and made not in self.stored:
+                self.stored[made] = buffer
+                ends.append(made)
             else:
                 end = copy(value)
                 self.stored[end] = buffer
                 ends.append(end)
-        self.order = topological(ends)
+        self.order = _small_first(topological(ends))
         self.steps: list[Step] = []
         self.made: dict[Value, int] = {}  # root -> its step
 
@@ -165,18 +168,37 @@ class _Planner:
         for v in self.order:
             for i in dict.fromkeys(inputs_of(v)):
                 users[i] = users.get(i, 0) + 1
+        for v in self.order:
+            for i in dict.fromkeys(inputs_of(v)):
                 if isinstance(i, Map) and (isinstance(v, View) or _wants_stored(v)):
                     self.roots.add(i)
-                elif isinstance(i, Map) and isinstance(v, Result) and _reads_product(i):
+                elif isinstance(i, Map) and isinstance(v, Result) and _reads_product(i, users):
                     self.roots.add(i)  # it becomes the product's epilogue
+        inside = self._inside_assembled()
         for v in self.order:
             if (
                 isinstance(v, (Reduce, Result))
                 or v in self.stored
-                or (isinstance(v, Map) and users.get(v, 0) > 1)
+                or (isinstance(v, Map) and users.get(v, 0) > 1 and v not in inside)
             ):
                 self.roots.add(v)
         self._cut_large()
+
+    def _inside_assembled(self) -> set[Value]:
+        """Maps that nothing but one assembled tensor needs: each of its parts computes them."""
+        users: dict[Value, list[Value]] = {}
+        for v in self.order:
+            for i in dict.fromkeys(inputs_of(v)):
+                users.setdefault(i, []).append(v)
+        owner: dict[Value, Value] = {}
+        for v in reversed(self.order):
+            if isinstance(v, Result) and not _wants_stored(v):
+                owner[v] = v
+            elif isinstance(v, Map) and v not in self.roots and v not in self.stored:
+                owners = {owner.get(u) for u in users.get(v, [])}
+                if len(owners) == 1 and None not in owners:
+                    owner[v] = owners.pop()  # type: ignore[assignment]
+        return set(owner)
 
     def _cut_large(self) -> None:
         """Stores parts of expressions that read more tensors than vmem holds rows of."""
@@ -311,6 +333,24 @@ class _Planner:
                     self.steps.append(Group(root.shape, 0, [end]))
 
 
+def _small_first(order: list[Value]) -> list[Value]:
+    """What is little and computed of inputs comes first, for steps that need it."""
+    small: set[Value] = set()
+    for v in order:
+        if v.numel <= SMALL and not isinstance(v, Result) and all(i in small for i in _sources(v)):
+            small.add(v)
+    return sorted(order, key=lambda v: v not in small)
+
+
+def _sources(v: Value) -> list[Value]:
+    """What a value is computed of, but inputs."""
+    return [
+        i
+        for i in inputs_of(v)
+        if not isinstance(i, (Buffer, Number)) and not isinstance(as_view(i).source, Buffer)
+    ]
+
+
 def made_by(step: Step) -> list[Value]:
     if isinstance(step, Group):
         return step.roots
@@ -339,11 +379,7 @@ def leaves_of(root: Value, roots: set[Value]) -> list[View]:
 def _in_step(step: Step, view: View) -> bool:
     """The step reads each element once, where it writes it."""
     return (
-        isinstance(step, Group)
-        and not step.lanes
-        and not view.offset
-        and view.shape == view.source.shape == step.domain
-        and _equal(view.shape, view.strides, dense_strides(view.shape))
+        isinstance(step, Group) and not step.lanes and view.shape == step.domain and regroups(view)
     )
 
 
@@ -352,10 +388,10 @@ def _wants_stored(v: Value) -> bool:
     return isinstance(v, Result) and v.kernel.op != "assemble"
 
 
-def _reads_product(v: Value) -> bool:
-    """Something of a product is computed, element by element."""
+def _reads_product(v: Value, users: dict[Value, int]) -> bool:
+    """Something of a product, and of nothing else, is computed element by element."""
     return any(
-        isinstance(i.source, Result) and i.source.kernel.op in PRODUCTS
+        isinstance(i.source, Result) and i.source.kernel.op in PRODUCTS and users[i.source] == 1
         for i in leaves_of(v, set())
     )  # fmt: skip
 

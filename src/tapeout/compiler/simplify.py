@@ -1,13 +1,24 @@
-"""Expressions without views that only regroup or repeat their elements.
+"""Expressions without views and copies that only regroup or repeat their elements.
 
-A view of an expression makes the scheduler store it. Where nothing else uses the expression, it is
-written in the shape of the view instead: a bias broadcast to rows, or the activation behind a
-product whose rows are given as batch and sequence, then become part of what uses them.
+A view of an expression makes the scheduler store it. So an expression is written in the shape in
+which what it reads already lies:
+
+- *upwards*: where nothing else uses the expression behind a view, it takes the view's shape: a bias
+  broadcast to rows, or the activation behind a product whose rows are batch and sequence.
+- *downwards*: what is computed of a regrouped expression, or of a copy made only to regroup, is
+  computed in the shape before and regrouped behind: a loss over [batch * tokens, vocabulary] reads
+  the logits of all but the last token where they are.
+
+What is put together from parts and then only rounded is put together from rounded parts.
 """
 
+import math
 from collections.abc import Sequence
 
+import torch
+
 from . import values as v
+from .sharing import of_kernel, shared, with_arguments, with_inputs
 from .values import Kernel, Map, Number, Reduce, Result, Shape, Value, View
 
 MOST_REPEATED = 6  # operations that are done again for each repetition, at most
@@ -15,6 +26,11 @@ MOST_REPEATED = 6  # operations that are done again for each repetition, at most
 
 def simplified(ends: Sequence[Value]) -> list[Value]:
     """The values, computed alike."""
+    return shared(regrouped(shared(ends)))
+
+
+def regrouped(ends: Sequence[Value]) -> list[Value]:
+    """The values, where expressions that are alike stay apart."""
     return _Simplifier(ends).run()
 
 
@@ -42,28 +58,26 @@ class _Simplifier:
 
     def _again(self, value: Value) -> Value:
         """The value of new inputs."""
-        inputs = v.inputs_of(value)
-        changed = any(self.new[i] is not i for i in inputs)
+        args = tuple(self.new[i] for i in v.inputs_of(value))
         if isinstance(value, View):
-            source = self.new[value.source]
+            (source,) = args
             pushed = self._pushed(value, source)
-            if pushed is not None:
-                return pushed
-            return (
-                View(value.shape, value.dtype, source, value.strides, value.offset)
-                if changed else value
-            )  # fmt: skip
-        if not changed:
-            return value
-        args = tuple(self.new[i] for i in inputs)
+            if pushed is None and isinstance(source, View):  # what was regrouped lies as before
+                source = source.source
+            return with_arguments(value, (source,)) if pushed is None else pushed
+        if isinstance(value, Result):
+            if value.kernel not in self.kernels:
+                self.kernels[value.kernel] = with_inputs(value.kernel, args)
+            return of_kernel(value, self.kernels[value.kernel])
         if isinstance(value, Map):
-            return Map(value.shape, value.dtype, value.op, args)
+            found = self._rounded_parts(value, args[0]) or self._regrouped(value, args)
+            return with_arguments(value, args) if found is None else found
         if isinstance(value, Reduce):
-            return Reduce(value.shape, value.dtype, value.op, args[0], value.dims)
-        assert isinstance(value, Result)
-        if value.kernel not in self.kernels:
-            self.kernels[value.kernel] = Kernel(value.kernel.op, args, value.kernel.params)
-        return Result(value.shape, value.dtype, self.kernels[value.kernel])
+            found = self._regrouped_reduction(value, args[0])
+            return with_arguments(value, args) if found is None else found
+        return value
+
+    # --- upwards ----------------------------------------------------------------------------------
 
     def _pushed(self, view: View, source: Value) -> Value | None:
         """The view as an expression of its own; None where it has to stay one."""
@@ -71,13 +85,8 @@ class _Simplifier:
             return None
         if not isinstance(source, Map):
             return None
-        dense = v.dense_strides(source.shape)
         if view.numel == source.numel:
-            flat = v.reshape_strides(source.shape, dense, view.shape)
-            same = flat is not None and all(
-                n == 1 or a == b for n, a, b in zip(view.shape, flat, view.strides, strict=True)
-            )
-            return self._reshaped(source, view.shape) if same else None
+            return self._reshaped(source, view.shape) if v.regroups(view) else None
         if self._operations(source) > MOST_REPEATED:
             return None
         return self._spread(source, view)
@@ -88,11 +97,7 @@ class _Simplifier:
             if any(a is None for a in args):
                 return None
             return self._alone(value, shape, [a for a in args if a is not None])
-        if isinstance(value, Number):
-            return Number(shape, value.dtype, value.value)
-        view = v.as_view(value)
-        strides = v.reshape_strides(view.shape, view.strides, shape)
-        return None if strides is None else v.moved(value, shape, strides, view.offset)
+        return _viewed(value, shape)
 
     def _spread(self, value: Value, view: View) -> Value | None:
         """`value` with its dimensions where the view has them, and the others repeated."""
@@ -127,6 +132,112 @@ class _Simplifier:
         if not isinstance(value, Map):
             return 0
         return 1 + sum(self._operations(a) for a in value.args)
+
+    # --- downwards --------------------------------------------------------------------------------
+
+    def _regrouped(self, value: Map, args: Sequence[Value]) -> Value | None:
+        """The map in the shape that an argument had before it was regrouped, regrouped."""
+        for before in (_before(a) for a in args):
+            if before is None:
+                continue
+            shape = before.shape
+            inside = [self._in_shape(a, shape) for a in args]
+            if any(a is None for a in inside):
+                continue
+            new = Map(shape, value.dtype, value.op, tuple(a for a in inside if a is not None))
+            return View(value.shape, value.dtype, new, v.dense_strides(value.shape))
+        return None
+
+    def _in_shape(self, arg: Value, shape: Shape) -> Value | None:
+        """An argument in a shape with as many elements; None where it would have to be stored."""
+        before = _before(arg)
+        if before is not None and before.shape == shape:
+            return before
+        if isinstance(arg, (Map, Reduce)):
+            return self._reshaped(arg, shape) if arg in self.single else None
+        return _viewed(arg, shape)
+
+    def _regrouped_reduction(self, value: Reduce, arg: Value) -> Value | None:
+        before = _before(arg)
+        dims = None if before is None else _regrouped_dims(arg.shape, before.shape, value.dims)
+        if before is None or dims is None:
+            return None
+        shape = tuple(1 if d in dims else n for d, n in enumerate(before.shape))
+        new = Reduce(shape, value.dtype, value.op, before, dims)
+        return View(value.shape, value.dtype, new, v.dense_strides(value.shape))
+
+    # --- parts ------------------------------------------------------------------------------------
+
+    def _rounded_parts(self, value: Map, arg: Value) -> Value | None:
+        """What is put together and then only rounded, put together from rounded parts."""
+        whole = arg.source if isinstance(arg, View) else arg
+        if (
+            value.op != "copy" or value.dtype != torch.bfloat16 or whole not in self.single
+            or arg not in self.single or not isinstance(whole, Result)
+            or whole.kernel.op != "assemble"
+        ):  # fmt: skip
+            return None
+        if isinstance(arg, View) and not v.regroups(arg):
+            return None
+        parts = tuple(
+            Number(p.shape, value.dtype, p.value) if isinstance(p, Number)
+            else Map(p.shape, value.dtype, "copy", (p,))
+            for p in whole.kernel.inputs
+        )  # fmt: skip
+        kernel = Kernel("assemble", parts, whole.kernel.params)
+        return v.reshape(Result(whole.shape, value.dtype, kernel), value.shape)
+
+
+def _before(arg: Value) -> Value | None:
+    """What an argument regroups: an expression, or what was copied only for that."""
+    if not isinstance(arg, View) or not arg.numel or not v.regroups(arg):
+        return None
+    source = arg.source
+    if isinstance(source, Map) and source.op == "copy" and source.dtype == source.args[0].dtype:
+        (seen,) = source.args
+        if isinstance(seen, View):
+            return seen if seen.shape and seen.strides[-1] == 1 else None
+    return source if isinstance(source, (Map, Reduce)) else None
+
+
+def _viewed(value: Value, shape: Shape) -> Value | None:
+    """A value in another shape without a copy; None: there are no such strides."""
+    if isinstance(value, Number):
+        return Number(shape, value.dtype, value.value)
+    view = v.as_view(value)
+    strides = v.reshape_strides(view.shape, view.strides, shape)
+    return None if strides is None else v.moved(value, shape, strides, view.offset)
+
+
+def _regrouped_dims(shape: Shape, other: Shape, dims: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The dimensions of `other` that are `dims` of `shape`; None where one is more than that, or
+    where one of `shape` would be several."""
+    found: list[int] = []
+    for mine, its in _segments(shape, other):
+        reduced = [d in dims for d in mine if shape[d] != 1]
+        if any(reduced):
+            if not all(reduced) or sum(other[d] != 1 for d in its) > 1:
+                return None
+            found += its
+    return tuple(found) if found else None
+
+
+def _segments(a: Shape, b: Shape) -> list[tuple[list[int], list[int]]]:
+    """The shortest runs of dimensions that have as many elements in both shapes."""
+    runs: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(a) or j < len(b):
+        mine, its = [i] if i < len(a) else [], [j] if j < len(b) else []
+        i, j = i + len(mine), j + len(its)
+        while math.prod(a[d] for d in mine) != math.prod(b[d] for d in its):
+            if math.prod(a[d] for d in mine) < math.prod(b[d] for d in its):
+                mine.append(i)
+                i += 1
+            else:
+                its.append(j)
+                j += 1
+        runs.append((mine, its))
+    return runs
 
 
 def _places(shape: Shape, view: View) -> dict[int, int] | None:

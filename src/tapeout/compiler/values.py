@@ -189,6 +189,16 @@ def _same_strides(source: Value, strides: Shape) -> bool:
     return all(n == 1 or a == b for n, a, b in zip(source.shape, dense, strides, strict=True))
 
 
+def regroups(view: View) -> bool:
+    """The view shows the elements of its source, all and in order, perhaps in another shape."""
+    dense = zip(view.shape, view.strides, dense_strides(view.shape), strict=True)
+    return (
+        view.numel == view.source.numel
+        and not view.offset
+        and all(n == 1 or a == b for n, a, b in dense)
+    )
+
+
 def permute(v: Value, dims: tuple[int, ...]) -> Value:
     view = as_view(v)
     return moved(

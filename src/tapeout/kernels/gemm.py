@@ -22,7 +22,7 @@ from tapeout.lang import Builder, ChipTooSmall, HbmTensor, Tensor, ops
 
 from .epilogue import Epilogue, Finish, plain
 from .rings import Chunks, Rings
-from .rows import STRIDE_MAX, load_rows, load_tiled, spans, spm_rows
+from .rows import STRIDE_MAX, load_rows, load_tiled, spans, spm_rows, store_rows
 
 ISSUE_CYCLES = 2  # a load and a matmul
 RUN_LATENCY_CYCLES = 60  # an HBM access beside request and response: the model's idle latency
@@ -268,34 +268,49 @@ class _Gemm:
 
 def transpose(k: Builder, src: HbmTensor, dst: HbmTensor, rows: int, columns: int) -> None:
     """dst [columns, rows] = src [rows, columns], bf16, by the array: a tile is loaded transposed
-    and unloaded. NaN becomes canonical and subnormals zero, as everywhere on the chip."""
+    and unloaded. NaN becomes canonical and subnormals zero, as everywhere on the chip.
+
+    Tiles come and go in blocks: their rows are runs of HBM of several tiles."""
     lanes, tall = k.chip.lanes, k.chip.mxu.rows
+    high, wide = _block_to_turn(k, rows, columns)
+    rings = Rings(k)
     with k.scope("transpose"):
-        slots = [
-            (
-                k.tensor(Kind.SPM_BF16, lanes, lanes),
-                k.tensor(Kind.ACC, lanes, lanes),
-                k.tensor(Kind.SPM_BF16, lanes, lanes),
+        sources = itertools.cycle(rings.make(Kind.SPM_BF16, high, wide // tall * lanes, 2))
+        results = itertools.cycle(rings.make(Kind.SPM_BF16, wide, high, 2))
+        sums = itertools.cycle(rings.make(Kind.ACC, lanes, lanes, 4))
+        for r, c in itertools.product(range(0, rows, high), range(0, columns, wide)):
+            n, m = min(high, rows - r), min(wide, columns - c)
+            x = replace(next(sources), rows=n, width=ceil_div(m, tall) * lanes, tile_stride=n)
+            y = replace(next(results), rows=m, width=n, tile_stride=m)
+            load_rows(
+                k, x, src.beyond(2 * (r * columns + c)), m, tall, 2 * columns, queue=k.load_queue
             )
-            for _ in range(2)
-        ]
-        turns = itertools.cycle(slots)
-        for r, c in itertools.product(range(0, rows, lanes), range(0, columns, tall)):
-            x, acc, y = next(turns)
-            n, m = min(lanes, rows - r), min(tall, columns - c)
-            ops.load(
-                k, replace(x, rows=n, width=m), src.beyond(2 * (r * columns + c)),
-                row_bytes=2 * columns, queue=k.load_queue,
+            for i, j in itertools.product(range(0, n, lanes), range(0, m, tall)):
+                acc, count, height = next(sums), min(lanes, n - i), min(tall, m - j)
+                tile = replace(x, base=x.base + i, rows=count)
+                ops.load_stationary(k, tile, j // tall, height, count, transposed=True)
+                ops.unload(k, acc)
+                part = replace(y.tile(i // lanes, 1), base=y.base + i // lanes * m + j, rows=height)
+                ops.vector(k, acc, dst=part, rows=height, tiles=1, width=count)
+            store_rows(
+                k, y, dst.beyond(2 * (c * rows + r)), n, 2 * rows, HbmFormat.BF16,
+                queue=k.store_queue,
             )  # fmt: skip
-            ops.load_stationary(k, x, 0, m, n, transposed=True)
-            ops.unload(k, acc)
-            ops.vector(k, acc, dst=y, rows=m, tiles=1, width=n)
-            ops.store(
-                k, replace(y, rows=m, width=n), dst.beyond(2 * (c * rows + r)),
-                row_bytes=2 * rows, queue=k.store_queue,
-            )  # fmt: skip
-        for tensors in slots:
-            k.free(*tensors)
+    rings.free()
+
+
+def _block_to_turn(k: Builder, rows: int, columns: int) -> tuple[int, int]:
+    """Rows and columns that `transpose` takes at once: about as many of both, in a stripe."""
+    lanes, tall = k.chip.lanes, k.chip.mxu.rows
+    tiles = k.chip.spm.rows_per_stripe // max(lanes, tall)
+    high = wide = 1
+    while True:
+        grown = (high * 2, wide) if high <= wide else (high, wide * 2)
+        fits = grown[0] * grown[1] <= tiles and max(grown) * max(lanes, tall) <= STRIDE_MAX
+        if not fits:
+            break
+        high, wide = grown
+    return min(high, ceil_div(rows, lanes)) * lanes, min(wide, ceil_div(columns, tall)) * tall
 
 
 def tile_columns(b: np.ndarray, lanes: int) -> np.ndarray:

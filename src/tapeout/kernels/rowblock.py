@@ -5,6 +5,7 @@ loads what steps read, runs them, and stores what is kept, chunk of lanes by chu
 not fit.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Protocol
@@ -31,7 +32,9 @@ from .rowprogram import (
     merged,
     pieces,
 )
-from .rows import spm_kind, transfer
+from .rows import STRIDE_MAX, move_rows, spm_kind, transfer
+
+LEAST_TURNED = 8  # rows and lanes of what is turned on chip
 
 
 class Region:
@@ -352,6 +355,8 @@ class Block:
         first = span[0] * self.lanes * lane
         if lane in (0, 1):
             self._rows_of(t, place, rows, strides, first, load=True)
+        elif self._lies_turned(place, rows, t.width):
+            self._turned(t, place, rows, first)
         elif rows[1] - rows[0] >= t.width:
             self._columns(t, place, rows, first, load=True)
         else:
@@ -369,6 +374,36 @@ class Block:
             self._rows_of(
                 column, place, rows, strides, first + w * lane, load=load, lane=w % self.lanes
             )
+
+    def _lies_turned(self, place: Place, rows: tuple[int, int], width: int) -> bool:
+        """Columns, not rows, are consecutive, and there is enough of both."""
+        *strides, lane = place.strides
+        n, step = merged(self.p.dims, strides)[-1]
+        return lane > 1 and step == 1 and min(n, rows[1] - rows[0], width) >= LEAST_TURNED
+
+    def _turned(self, t: Tensor, place: Place, rows: tuple[int, int], first: int) -> None:
+        """Rows whose columns come as rows, tile by tile; a reduction of one lane is a row then."""
+        *strides, lane = place.strides
+        row = 0
+        for at, n, _, outer, outer_step in pieces(*rows, merged(self.p.dims, strides)):
+            for o, a in itertools.product(range(outer), range(0, n, self.lanes)):
+                count = min(self.lanes, n - a)
+                for w in range(0, t.width, self.lanes):
+                    high = min(self.lanes, t.width - w)
+                    src = place.at(first + at + o * outer_step + a + w * lane)
+                    columns = self.region.tensor(high, 1, count)
+                    ops.load(
+                        self.k, columns, src, queue=self.outer.load_queue(), format=place.format,
+                        row_bytes=lane * place.size,
+                    )  # fmt: skip
+                    for m in range(count):
+                        packed = replace(t, base=t.base + (row + m) * t.row_stride, rows=1)
+                        ops.vector(
+                            self.k, columns, lanes=(m, m + 1), reduce=Reduce.MAX,
+                            reduce_dst=packed.tile(w // self.lanes),
+                        )  # fmt: skip
+                    self.region.free(columns)
+                row += count
 
     def _gather(self, packed: Tensor, place: Place, at: int, stride: int, width: int) -> None:
         """Row 0 of `packed` = `width` elements, `stride` apart."""
@@ -471,6 +506,13 @@ class Block:
                     self._move_runs(part, t.width, src, queue, place, step, outer_step, load, lane)
                     m += n * outer
                     break
+                if t.tiles > 1 and t.tile_stride <= STRIDE_MAX:
+                    move_rows(
+                        self.k, dma.Load if load else dma.Store, part, src, t.width, self.lanes,
+                        step * size, queue, place.format,
+                    )  # fmt: skip
+                    m += n
+                    continue
                 move(
                     self.k, part, src, queue=queue, format=place.format, row_bytes=step * size,
                     tile_bytes=self.lanes * size, lane=lane,

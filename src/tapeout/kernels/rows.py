@@ -21,7 +21,7 @@ def load_rows(
 
     Goes row by row, so that the tiles of a row are one run of HBM (`ops.load` goes tile by tile).
     """
-    _move(k, dma.Load, t, hbm, width, tile, pitch_bytes, queue, fmt)
+    move_rows(k, dma.Load, t, hbm, width, tile, pitch_bytes, queue, fmt)
 
 
 def store_rows(
@@ -29,13 +29,14 @@ def store_rows(
     queue: int,
 ) -> None:  # fmt: skip
     """Rows of t, `width` elements of each, to HBM rows `pitch_bytes` apart."""
-    _move(k, dma.Store, t, hbm, width, k.chip.lanes, pitch_bytes, queue, fmt)
+    move_rows(k, dma.Store, t, hbm, width, k.chip.lanes, pitch_bytes, queue, fmt)
 
 
-def _move(
+def move_rows(
     k: Builder, cls: type, t: Tensor, hbm: HbmTensor, width: int, tile: int, pitch_bytes: int,
     queue: int, fmt: HbmFormat,
 ) -> None:  # fmt: skip
+    """`load_rows` or `store_rows`, as `cls` is `dma.Load` or `dma.Store`."""
     tile_bytes = tile * fmt.format.bits // 8
     if t.tile_stride > STRIDE_MAX and width > tile:
         raise ValueError(
