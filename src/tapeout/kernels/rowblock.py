@@ -6,7 +6,7 @@ not fit.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -121,8 +121,7 @@ class Block:
 
     def run(self) -> None:
         outer = self.outer
-        for n in outer.scalar_loads:
-            self._load_stat(n)
+        self.load_stats()
         spans = [(t, min(t + self.chunk, outer.tiles)) for t in range(0, outer.tiles, self.chunk)]
         if len(spans) == 1:
             self._pass(outer.steps, spans[0], first=True, level=-1)
@@ -135,8 +134,7 @@ class Block:
 
     def value(self, n: int, span: tuple[int, int]) -> Tensor:
         """Node n over tiles [span), on chip until `drop`."""
-        for number in self.outer.scalar_loads:
-            self._load_stat(number)
+        self.load_stats()
         self._pass(self.outer.steps, span, first=True, level=-1, sink=True)
         return self._full(n, span)
 
@@ -428,18 +426,38 @@ class Block:
         else:
             self._columns(t, place, rows, first, load=False)
 
+    def load_stats(self, numbers: Sequence[int] | None = None) -> None:
+        """Numbers a row that the program loads, but those that all blocks share."""
+        for n in self.outer.scalar_loads if numbers is None else numbers:
+            if n not in self.held:
+                self._load_stat(n)
+
     def _load_stat(self, n: int) -> None:
-        """A number a row: packed as it lies, or element by element."""
+        """A number a row: the same everywhere, packed as it lies, or element by element."""
         place = self.p.nodes[n].place
         assert place is not None
         t = self._tensor(STAT, (0, 1))
         self.held[n] = t
+        if place.still:
+            self._everywhere(t, place)
+            return
         if self._lies_packed(place):
             self._packed_rows(t, place, self.a, load=True)
             return
         for column, packed, rows in self._packs_of(t):
             self._rows_of(column, place, rows, list(place.strides[:-1]), 0, load=True)
             self._pack(column, packed, column.rows)
+
+    def _everywhere(self, t: Tensor, place: Place) -> None:
+        """All lanes of t = one number."""
+        one = self.region.tensor(1, 1, 1)
+        self._rows_of(one, place, (0, 1), [0], 0, load=True, dims=(1,))
+        for row in range(-(-self.count // self.lanes)):
+            ops.vector(
+                self.k, 1.0, one.scalars(), dst=replace(t, base=t.base + row), combine=Combine.MUL,
+                rows=1, tiles=1, width=self.lanes,
+            )  # fmt: skip
+        self.region.free(one)
 
     def _store_stat(self, t: Tensor, place: Place) -> None:
         if self._lies_packed(place):

@@ -49,6 +49,11 @@ class Place:
         """Bytes of an element."""
         return self.format.format.bits // 8
 
+    @property
+    def still(self) -> bool:
+        """It is one element, everywhere."""
+        return not any(self.strides)
+
     def at(self, element: int) -> HbmTensor:
         return self.hbm.beyond(self.size * (self.offset + element))
 

@@ -76,6 +76,8 @@ class _Rows:
             n for n, node in enumerate(program.nodes)
             if node.op == "load" and node.form == STAT and n in read
         ]  # fmt: skip
+        places = {n: program.nodes[n].place for n in self.scalar_loads}
+        self.still = [n for n, place in places.items() if place is not None and place.still]
         self.turn = 0
         self.shared: set[int] = set()  # vectors that are loaded and computed once, for all blocks
         self.vectors: dict[int, Tensor] = {}
@@ -127,7 +129,8 @@ class _Rows:
         free = sum(not used for used in spm.used.values())
         vectors = sum(n.form == VECTOR for n in nodes)
         rows, chunk = self._spm_sizes()
-        depth = vectors * padded_rows(chunk) + self._stats() * padded_rows(-(-rows // self.lanes))
+        numbers = self._stats() + len(self.still)
+        depth = vectors * padded_rows(chunk) + numbers * padded_rows(-(-rows // self.lanes))
         return (
             self._most_live() + 2 <= free
             and spm.rows_per_stripe >= 2 * WIDE_ROWS
@@ -148,12 +151,18 @@ class _Rows:
     def _run_in_spm(self, whole: Tensor) -> None:
         """Blocks of `WIDE_ROWS` rows of tiles; vmem holds numbers a row and vectors."""
         k, p = self.k, self.p
-        reserved = self._vector_rows(self.shared)
+        rows, chunk = self._spm_sizes()
+        vectors = self._vector_rows(self.shared)
+        numbers = VMEM_BLOCK + len(self.still) * padded_rows(-(-rows // self.lanes))
+        reserved = vectors + numbers
         half = (whole.rows - reserved) // 2 // VMEM_BLOCK * VMEM_BLOCK
         regions = [Region(k, whole.base + reserved + i * half, half) for i in range(2)]
         if self.shared:
-            self._make_vectors(Region(k, whole.base, reserved))
-        rows, chunk = self._spm_sizes()
+            self._make_vectors(Region(k, whole.base, vectors))
+        if self.still:
+            block = Block(self, [Region(k, whole.base + vectors, numbers)], 0, 0, rows, rows, 1)
+            block.load_stats(self.still)
+            self.vectors = block.held
         for number, a in enumerate(range(0, p.rows, rows)):
             WideBlock(self, regions, number, a, min(a + rows, p.rows), rows, chunk).run()
 
