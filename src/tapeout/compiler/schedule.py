@@ -198,7 +198,16 @@ class _Planner:
                 owners = {owner.get(u) for u in users.get(v, [])}
                 if len(owners) == 1 and None not in owners:
                     owner[v] = owners.pop()  # type: ignore[assignment]
-        return set(owner)
+        inside: dict[Value, set[Value]] = {}
+        for v, result in owner.items():
+            if len(users.get(v, [])) > 1:
+                inside.setdefault(result, set()).add(v)
+        return set().union(
+            *(
+                found for result, found in inside.items()
+                if len(found) + len(leaves_of(result, self.roots)) <= self.most // 2
+            )
+        )  # fmt: skip
 
     def _cut_large(self) -> None:
         """Stores parts of expressions that read more tensors than vmem holds rows of."""

@@ -197,6 +197,15 @@ def exp(a: Input, *, fast: bool = False) -> Value:
     return where(gt(math.inf, e), fma(mul(lo, LN_2), e, e), e)
 
 
+def exp_below(a: Input) -> Value:
+    """e^a of a that are not above zero by more than rounding; 2.2 ulp."""
+    hi_of, lo_of = _split(LOG2_E)
+    x = maximum(a, -256.0)
+    hi = mul(x, hi_of)
+    lo = fma(x, lo_of, apply("fms", x, hi_of, hi))
+    return mul(add(mul(lo, LN_2), 1.0), apply("exp2", hi))
+
+
 def _split(x: float) -> tuple[float, float]:
     """x as the nearest fp32 and what is left."""
     hi = float(np.float32(x))

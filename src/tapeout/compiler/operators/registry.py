@@ -47,9 +47,9 @@ def lowering(*overloads: Any) -> Callable[[Callable[..., Any]], Callable[..., An
 
 
 COMPOSITES = (  # of Core ATen, that PyTorch decomposes further
-    "_adaptive_avg_pool2d", "_log_softmax", "_log_softmax_backward_data",
+    "_adaptive_avg_pool2d",
     "_native_batch_norm_legit", "_native_batch_norm_legit_functional",
-    "_native_batch_norm_legit_no_training", "_softmax",
+    "_native_batch_norm_legit_no_training",
     "_softmax_backward_data", "addmm", "col2im", "elu", "embedding_dense_backward",
     "grid_sampler_2d", "hardtanh", "index_select", "leaky_relu", "linalg_vector_norm",
     "native_batch_norm",
