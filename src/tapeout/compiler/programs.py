@@ -206,6 +206,8 @@ class _Evaluation:
             form == rowprogram.STAT and place.strides[-1] != 0 and self.layout.width > 1
         ):
             node = program.full(node)
+        elif form == rowprogram.FULL and any(node == n for n, _ in program.stores):
+            node = program.op("copy", node)  # in two formats
         program.stores.append((node, place))
 
     def _needs(self, v: Value) -> tuple[Value, ...]:

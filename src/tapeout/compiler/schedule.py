@@ -26,6 +26,7 @@ from .values import (
     copy,
     dense_strides,
     inputs_of,
+    item_bytes,
     regroups,
     topological,
 )
@@ -34,6 +35,7 @@ PRODUCTS = ("mm", "convolution")
 MOST_IN_GROUP = 40  # values that it reads and makes: vmem holds a row of each
 SMALL = 1 << 14  # elements
 SEARCH = 24  # groups that a value may join, counted from the last
+NEAR = 3  # the same, of a value that is stored only if it joins one far from where it is needed
 
 
 @dataclass
@@ -137,12 +139,17 @@ class _Planner:
                 end = copy(value)
                 self.stored[end] = buffer
                 ends.append(end)
-        self.order = _small_first(topological(ends))
+        self.order = _small_first(_when_needed(topological(ends), set(ends)))
         self.steps: list[Step] = []
         self.made: dict[Value, int] = {}  # root -> its step
+        self.read_stored: set[Value] = set()  # what is stored wherever it is made
 
     def run(self) -> Schedule:
         self._choose_roots()
+        self.read_stored = {
+            as_view(i).source for v in self.order for i in inputs_of(v)
+            if isinstance(i, View) or (isinstance(v, Result) and _wants_stored(v))
+        } | set(self.ends)  # fmt: skip
         launches: dict[Kernel, Launch] = {}
         for v in self.order:
             if v not in self.roots or (v not in self.stored and self.given(v)):
@@ -238,7 +245,8 @@ class _Planner:
         leaves = self.leaves(root)
         lanes = _reduced(root) if isinstance(root, Reduce) else 0
         domain = root.arg.shape if isinstance(root, Reduce) else root.shape
-        for at in range(len(self.steps) - 1, max(-1, len(self.steps) - 1 - SEARCH), -1):
+        search = SEARCH if root in self.read_stored or isinstance(root, Reduce) else NEAR
+        for at in range(len(self.steps) - 1, max(-1, len(self.steps) - 1 - search), -1):
             step = self.steps[at]
             reads = [v for v in leaves if self.made.get(v.source) == at]
             if isinstance(step, Group) and (reads or self._shares(step, leaves)):
@@ -349,6 +357,40 @@ def _small_first(order: list[Value]) -> list[Value]:
         if v.numel <= SMALL and not isinstance(v, Result) and all(i in small for i in _sources(v)):
             small.add(v)
     return sorted(order, key=lambda v: v not in small)
+
+
+def _when_needed(order: list[Value], ends: set[Value]) -> list[Value]:
+    """Expressions come just before what is reduced, stored or given to a kernel of them, if they
+    read no more than they make: else a step far from there would store them."""
+    new: list[Value] = []
+    done: set[Value] = set()
+    read: dict[Value, frozenset[Value]] = {}  # of what waits
+
+    def emit(v: Value) -> None:
+        stack = [(v, False)]
+        while stack:
+            x, ready = stack.pop()
+            if x in done:
+                continue
+            if ready:
+                done.add(x)
+                new.append(x)
+                continue
+            stack.append((x, True))
+            stack.extend((i, False) for i in reversed(inputs_of(x)) if i not in done)
+
+    for v in order:
+        if isinstance(v, Map) and v not in ends:
+            args = [as_view(i).source for i in v.args if not isinstance(i, Number)]
+            found = [read[a] if a in read and a not in done else frozenset([a]) for a in args]
+            read[v] = frozenset().union(*found)
+            size = sum(item_bytes(a.dtype) * a.numel for a in read[v])
+            if 0 < 10 * size <= 11 * item_bytes(v.dtype) * v.numel:
+                continue
+        elif isinstance(v, View):
+            continue
+        emit(v)
+    return new
 
 
 def _sources(v: Value) -> list[Value]:

@@ -67,7 +67,8 @@ class _Simplifier:
             return with_arguments(value, (source,)) if pushed is None else pushed
         if isinstance(value, Result):
             if value.kernel not in self.kernels:
-                self.kernels[value.kernel] = with_inputs(value.kernel, args)
+                kernel = with_inputs(value.kernel, args)
+                self.kernels[value.kernel] = _with_parts_as_made(kernel)
             return of_kernel(value, self.kernels[value.kernel])
         if isinstance(value, Map):
             found = self._rounded_parts(value, args[0]) or self._regrouped(value, args)
@@ -97,6 +98,8 @@ class _Simplifier:
             if any(a is None for a in args):
                 return None
             return self._alone(value, shape, [a for a in args if a is not None])
+        if isinstance(value, (Map, Reduce)):  # others use it as it is
+            return None
         return _viewed(value, shape)
 
     def _spread(self, value: Value, view: View) -> Value | None:
@@ -186,6 +189,23 @@ class _Simplifier:
         )  # fmt: skip
         kernel = Kernel("assemble", parts, whole.kernel.params)
         return v.reshape(Result(whole.shape, value.dtype, kernel), value.shape)
+
+
+def _with_parts_as_made(kernel: Kernel) -> Kernel:
+    """Parts of what is put together in the shape in which they are computed, not regrouped."""
+    if kernel.op != "assemble":
+        return kernel
+    parts: list[Value] = []
+    places: list[tuple[Shape, int]] = []
+    for part, (strides, offset) in zip(kernel.inputs, kernel.params["places"], strict=True):
+        before = _before(part)
+        steps = None if before is None else v.reshape_strides(part.shape, strides, before.shape)
+        found = before is not None and steps is not None
+        parts.append(before if found else part)  # type: ignore[arg-type]
+        places.append((steps if found else strides, offset))  # type: ignore[arg-type]
+    if all(a is b for a, b in zip(parts, kernel.inputs, strict=True)):
+        return kernel
+    return Kernel("assemble", tuple(parts), {"places": places})
 
 
 def _before(arg: Value) -> Value | None:
