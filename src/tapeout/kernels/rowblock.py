@@ -550,7 +550,8 @@ class Block:
 
 
 class WideBlock(Block):
-    """A block whose full values lie in spm, each in stripes of its own."""
+    """A block whose full values lie in stripes of their own: in spm what comes and goes, so that
+    the next block's can come meanwhile, and in acc, as long as there is room, the others."""
 
     def _tensor(self, form: str, span: tuple[int, int]) -> Tensor:
         if form == FULL:
@@ -561,11 +562,17 @@ class WideBlock(Block):
         return super()._tensor(form, span)
 
     def _stripe(self, kind: Kind, span: tuple[int, int]) -> Tensor:
-        live = tuple(t for t in self.held.values() if t.memory == "spm")
+        live = tuple(t for t in self.held.values() if t.memory != "vmem")
         return self.k.tensor(kind, self.count, self._width(span), avoid=live)
 
+    def _temporary(self, span: tuple[int, int]) -> Tensor:
+        try:
+            return self._stripe(Kind.ACC, span)
+        except ChipTooSmall:
+            return self._stripe(Kind.SPM_FP32, span)
+
     def free(self, t: Tensor) -> None:
-        if t.memory == "spm":
+        if t.memory != "vmem":
             self.k.free(t)
         else:
             super().free(t)
@@ -586,8 +593,11 @@ class WideBlock(Block):
             read = any(step.node in other.reads for other in self.outer.steps)
             narrow = formats == {HbmFormat.BF16} and not read
             rounds = self.p.nodes[step.node].op == "bf16"
-            kind = Kind.SPM_BF16 if narrow or rounds else Kind.SPM_FP32
-            self.held[step.node] = self._stripe(kind, span)
+            if rounds or step.node in self.outer.keep:
+                kind = Kind.SPM_BF16 if narrow or rounds else Kind.SPM_FP32
+                self.held[step.node] = self._stripe(kind, span)
+            else:
+                self.held[step.node] = self._temporary(span)
         return super()._result(step, span)
 
     def _apart(
@@ -597,14 +607,15 @@ class WideBlock(Block):
         """A stripe has one port: what is read twice is copied."""
 
         def another(x: Tensor) -> Tensor:
-            avoid = (*(t for t in self.held.values() if t.memory == "spm"), *spare)
-            return self.k.tensor(x.kind, x.rows, x.width, avoid=avoid)
+            avoid = (*(t for t in self.held.values() if t.memory != "vmem"), *spare)
+            kind = Kind.SPM_FP32 if x.kind == Kind.ACC else x.kind
+            return self.k.tensor(kind, x.rows, x.width, avoid=avoid)
 
         return copied_apart(self.k, operands, d, spare, another)
 
     def _store(self, t: Tensor, place: Place, span: tuple[int, int]) -> None:
         kind = spm_kind(place.format)
-        if t.memory != "spm" or t.kind == kind:
+        if t.memory == "vmem" or t.kind == kind:
             super()._store(t, place, span)
             return
         other = self._stripe(kind, span)
