@@ -401,18 +401,15 @@ def _dense(emitter: Emitter, v: Value) -> HbmTensor:
     return where.beyond(view.offset * item_bytes(v.dtype))
 
 
-def _epilogue(
-    emitter: Emitter, step: Launch, shape: tuple[int, int], offset: int = 0
-) -> Epilogue:  # fmt: skip
-    """What becomes of a product [M, N]: what the step has for it, or it is stored `offset` bytes
-    from where its result begins."""
+def _epilogue(emitter: Emitter, step: Launch, shape: tuple[int, int]) -> Epilogue:
+    """What becomes of a product [M, N]: what the step has for it, or it is stored."""
     (result,) = step.results
     if step.finish is not None:
         found = emitter.epilogue(step.finish, result, shape)
         assert found is not None
         return found
     out = emitter.hbm[emitter.schedule.stored[result]]
-    return plain(shape, out.beyond(offset), hbm_format(result.dtype))
+    return plain(shape, out, hbm_format(result.dtype))
 
 
 def _pairs(emitter: Emitter, step: Launch) -> list[tuple[HbmTensor, HbmTensor]]:
@@ -424,18 +421,23 @@ def _pairs(emitter: Emitter, step: Launch) -> list[tuple[HbmTensor, HbmTensor]]:
 def _mm(k: Builder, emitter: Emitter, step: Launch) -> None:
     """out[b] = sum of a[b] @ b[b] over pairs of inputs (bf16, dense)."""
     (batch, m, n, depth), left = step.kernel.params["shape"], step.kernel.params["left"]
-    size = item_bytes(step.results[0].dtype)
     assert step.plan is None or isinstance(step.plan, gemm.Plan)
-    for i in range(batch):
-        first, *more = (
+    products = [
+        [
             (a.beyond(2 * (i % left) * m * depth), b.beyond(2 * i * depth * n))
             for a, b in _pairs(emitter, step)
-        )
-        gemm.gemm(
-            k, *first, None, (m, n, depth), more=more, plan=step.plan, tiled=step.tiled,
-            transposed=step.kernel.params["transposed"] and not step.tiled,
-            epilogue=_epilogue(emitter, step, (m, n), size * i * m * n),
-        )  # fmt: skip
+        ]
+        for i in range(batch)
+    ]
+    (result,) = step.results
+    first, *more = products[0]
+    stored = step.finish is None
+    gemm.gemm(
+        k, *first, emitter.hbm[emitter.schedule.stored[result]] if stored else None, (m, n, depth),
+        out=hbm_format(result.dtype), more=more, plan=step.plan, tiled=step.tiled,
+        transposed=step.kernel.params["transposed"] and not step.tiled,
+        epilogue=None if stored else _epilogue(emitter, step, (m, n)), others=products[1:],
+    )  # fmt: skip
 
 
 def _convolution(k: Builder, emitter: Emitter, step: Launch) -> None:

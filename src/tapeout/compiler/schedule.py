@@ -148,7 +148,7 @@ class _Planner:
         self._choose_roots()
         self.read_stored = {
             as_view(i).source for v in self.order for i in inputs_of(v)
-            if isinstance(i, View) or (isinstance(v, Result) and _wants_stored(v))
+            if isinstance(i, View) or _wants_stored(v, i)
         } | set(self.ends)  # fmt: skip
         launches: dict[Kernel, Launch] = {}
         for v in self.order:
@@ -177,7 +177,7 @@ class _Planner:
                 users[i] = users.get(i, 0) + 1
         for v in self.order:
             for i in dict.fromkeys(inputs_of(v)):
-                if isinstance(i, Map) and (isinstance(v, View) or _wants_stored(v)):
+                if isinstance(i, Map) and (isinstance(v, View) or _wants_stored(v, i)):
                     self.roots.add(i)
                 elif isinstance(i, Map) and isinstance(v, Result) and _reads_product(i, users):
                     self.roots.add(i)  # it becomes the product's epilogue
@@ -199,7 +199,7 @@ class _Planner:
                 users.setdefault(i, []).append(v)
         owner: dict[Value, Value] = {}
         for v in reversed(self.order):
-            if isinstance(v, Result) and not _wants_stored(v):
+            if isinstance(v, Result) and v.kernel.op == "assemble":
                 owner[v] = v
             elif isinstance(v, Map) and v not in self.roots and v not in self.stored:
                 owners = {owner.get(u) for u in users.get(v, [])}
@@ -434,9 +434,12 @@ def _in_step(step: Step, view: View) -> bool:
     )
 
 
-def _wants_stored(v: Value) -> bool:
-    """A kernel that reads tensors from HBM; `assemble` computes what it puts together."""
-    return isinstance(v, Result) and v.kernel.op != "assemble"
+def _wants_stored(v: Value, i: Value) -> bool:
+    """A kernel that reads i from HBM. `assemble` computes what it puts together, `scatter` the
+    table that it begins with."""
+    if not isinstance(v, Result) or v.kernel.op == "assemble":
+        return False
+    return v.kernel.op != "scatter" or i in v.kernel.inputs[1:]
 
 
 def _reads_product(v: Value, users: dict[Value, int]) -> bool:

@@ -155,6 +155,7 @@ class Finish:
         }
         self.outs = {n: rings.make(spm_kind(p.format), rows, width, 2) for n, p in self.p.stores}
         self.turn = 0
+        self.skip = 0  # elements of products before this one
         self.level = [0] * len(self.p.nodes)  # of reductions, which there are none of
         self.read = _vectors_read(epilogue, steps)
         self.vectors: dict[int, Tensor] = {}  # a part is given its own
@@ -212,7 +213,7 @@ class Finish:
         self.turn += 1
 
     def _at(self, place: Place, row: int, column: int) -> HbmTensor:
-        return place.at(row * self.p.width + column)
+        return place.at(self.skip + row * self.p.width + column)
 
     def _vectors(self, span: tuple[int, int]) -> dict[int, Tensor]:
         """Vectors of the columns, loaded and computed when they are first asked for."""

@@ -158,6 +158,7 @@ def gemm(
     more: Sequence[tuple[HbmTensor, HbmTensor]] = (),
     transposed: bool = False,
     epilogue: Epilogue | None = None,
+    others: Sequence[Sequence[tuple[HbmTensor, HbmTensor]]] = (),
 ) -> Plan:
     """C[M, N] = A[M, K] @ B[K, N] for shape = (M, N, K); the plan it followed.
 
@@ -169,7 +170,10 @@ def gemm(
         more: pairs A', B' of the same shapes, whose products are added, in order.
         transposed: B is given as [N, K], row-major.
         epilogue: what is computed of the product and stored instead of it.
+        others: pairs of further products of the same shape; theirs follow C in memory.
     """
+    if others and c is None:
+        raise ValueError("several products have no epilogue: give C")
     if tiled and transposed:
         raise ValueError("B is tiled or transposed, not both")
     if min(shape) < 1:
@@ -185,18 +189,19 @@ def gemm(
         stripes = len(k.places.spm.stripes)
         plan = choose(k.chip, *shape, formats=epilogue.formats, tiled=tiled, stripes=stripes)
     with k.scope("gemm"):
-        _Gemm(k, [(a, b), *more], shape, epilogue, tiled, transposed, plan).run()
+        products = [[(a, b), *more], *others]
+        _Gemm(k, products, shape, epilogue, tiled, transposed, plan).run()
     return plan
 
 
 class _Gemm:
-    """Traces one product."""
+    """Traces products of one shape, each a sum over terms."""
 
     def __init__(
-        self, k: Builder, terms: list[tuple[HbmTensor, HbmTensor]], shape: tuple[int, int, int],
-        epilogue: Epilogue, tiled: bool, transposed: bool, plan: Plan,
+        self, k: Builder, products: Sequence[Sequence[tuple[HbmTensor, HbmTensor]]],
+        shape: tuple[int, int, int], epilogue: Epilogue, tiled: bool, transposed: bool, plan: Plan,
     ) -> None:  # fmt: skip
-        self.k, self.terms, self.plan = k, terms, plan
+        self.k, self.products, self.plan = k, products, plan
         self.m, self.n, self.depth = shape
         self.tiled, self.transposed = tiled, transposed
         self.lanes, self.tall = k.chip.lanes, k.chip.mxu.rows
@@ -217,17 +222,20 @@ class _Gemm:
         plan, lanes = self.plan, self.lanes
         step = plan.columns * lanes
         turns = itertools.cycle(self.sums)
-        for row, column in itertools.product(range(0, self.m, plan.rows), range(0, self.n, step)):
+        for (number, terms), row, column in itertools.product(
+            enumerate(self.products), range(0, self.m, plan.rows), range(0, self.n, step)
+        ):
+            self.finish.skip = number * self.m * self.n
             rows, width = min(plan.rows, self.m - row), min(step, self.n - column)
             acc = replace(next(turns), width=width)
             self.finish.fetch(row, rows, column, width)
-            chunks = itertools.product(self.terms, range(0, self.depth, plan.depth))
-            for number, ((a, b), at) in enumerate(chunks):
+            chunks = itertools.product(terms, range(0, self.depth, plan.depth))
+            for chunk, ((a, b), at) in enumerate(chunks):
                 depth = min(plan.depth, self.depth - at)
                 x = self.moving.get(a, row, at, rows, depth)
                 w = self.stationary.get(b, at, column, depth, width)
                 ops.matmul(
-                    self.k, acc, x, w, rows=rows, accumulate=number > 0,
+                    self.k, acc, x, w, rows=rows, accumulate=chunk > 0,
                     transposed=self.transposed,
                 )  # fmt: skip
             self.finish.store(acc, row, rows, column, width)

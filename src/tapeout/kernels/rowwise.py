@@ -150,21 +150,25 @@ class _Rows:
 
     def _run_in_spm(self, whole: Tensor) -> None:
         """Blocks of `WIDE_ROWS` rows of tiles; vmem holds numbers a row and vectors."""
-        k, p = self.k, self.p
         rows, chunk = self._spm_sizes()
-        vectors = self._vector_rows(self.shared)
+        regions = self._regions(whole, rows)
+        for number, a in enumerate(range(0, self.p.rows, rows)):
+            WideBlock(self, regions, number, a, min(a + rows, self.p.rows), rows, chunk).run()
+
+    def _regions(self, whole: Tensor, rows: int) -> list[Region]:
+        """Two halves of what vmem has beside vectors and numbers that all blocks of `rows` rows
+        share, which then are there."""
+        k, vectors = self.k, self._vector_rows(self.shared)
         numbers = VMEM_BLOCK + len(self.still) * padded_rows(-(-rows // self.lanes))
         reserved = vectors + numbers
         half = (whole.rows - reserved) // 2 // VMEM_BLOCK * VMEM_BLOCK
-        regions = [Region(k, whole.base + reserved + i * half, half) for i in range(2)]
         if self.shared:
             self._make_vectors(Region(k, whole.base, vectors))
         if self.still:
             block = Block(self, [Region(k, whole.base + vectors, numbers)], 0, 0, rows, rows, 1)
             block.load_stats(self.still)
             self.vectors = block.held
-        for number, a in enumerate(range(0, p.rows, rows)):
-            WideBlock(self, regions, number, a, min(a + rows, p.rows), rows, chunk).run()
+        return [Region(k, whole.base + reserved + i * half, half) for i in range(2)]
 
     def _shareable(self, room: int) -> set[int]:
         """Vectors, where `room` rows of vmem hold them all and a row needs no chunks."""
@@ -292,9 +296,16 @@ class _Fold(_Rows):
     def run(self) -> None:
         k, p = self.k, self.p
         whole = k.tensor(Kind.VMEM, k.chip.vmem.rows // VMEM_BLOCK * VMEM_BLOCK, 1)
+        kept = p.rows // self.fold
+        if kept * self.tiles <= WIDE_ROWS // 2 < p.rows * self.tiles:
+            self.shared = self._shareable(whole.rows // 4)
+            if self._suits_spm():
+                self._fold_in_spm(whole, kept)
+                k.free(whole)
+                return
+            self.shared = set()
         part = whole.rows // 3 // VMEM_BLOCK * VMEM_BLOCK
         rows, chunk = self._sizes(part, part)
-        kept = p.rows // self.fold
         rows = rows // kept * kept if rows >= kept else rows
         sums = Region(k, whole.base + 2 * part, part)
         regions = [Region(k, whole.base + i * part, part) for i in range(2)]
@@ -305,6 +316,38 @@ class _Fold(_Rows):
                 size = min(rows, kept - at) if rows < kept else rows
                 number = self._sum(regions, sums, number, span, at, size, kept)
         k.free(whole)
+
+    def _fold_in_spm(self, whole: Tensor, kept: int) -> None:
+        """Blocks of whole indices are added in acc."""
+        k, p = self.k, self.p
+        rows = min(p.rows, WIDE_ROWS // self.tiles // kept * kept)
+        regions = self._regions(whole, rows)
+        sums = k.tensor(Kind.ACC, rows, p.width)
+        for number, a in enumerate(range(0, p.rows, rows)):
+            b = min(a + rows, p.rows)
+            block = WideBlock(self, regions, number, a, b, rows, self.tiles)
+            value = block.value(self.value, (0, self.tiles))
+            part = replace(sums, rows=b - a)
+            if number:
+                ops.vector(k, part, value, dst=part, combine=self.how, rows=b - a)
+            else:
+                ops.vector(k, value, dst=part, rows=b - a)
+            block.drop()
+        left = rows // kept
+        while left > 1:
+            half = (left + 1) // 2
+            move = (left - half) * kept
+            high = k.tensor(Kind.SPM_FP32, move, p.width)  # a stripe of acc is read once
+            ops.vector(k, sums.rows_from(half * kept, move), dst=high, rows=move)
+            low = replace(sums, rows=move)
+            ops.vector(k, low, high, dst=low, combine=self.how, rows=move)
+            k.free(high)
+            left = half
+        out = k.tensor(Kind.SPM_FP32, kept, p.width)
+        ops.vector(k, replace(sums, rows=kept), dst=out, rows=kept)
+        last = WideBlock(self, regions, 0, 0, kept, kept, self.tiles)
+        last._store(out, self.out, (0, self.tiles))
+        k.free(out, sums)
 
     def _sum(
         self, regions: list[Region], sums: Region, number: int, span: tuple[int, int], at: int,
