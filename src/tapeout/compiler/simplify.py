@@ -62,9 +62,11 @@ class _Simplifier:
         if isinstance(value, View):
             (source,) = args
             pushed = self._pushed(value, source)
-            if pushed is None and isinstance(source, View):  # what was regrouped lies as before
+            if pushed is not None:
+                return pushed
+            if isinstance(source, View):  # what was regrouped lies as before
                 source = source.source
-            return with_arguments(value, (source,)) if pushed is None else pushed
+            return self._turned_product(value, source) or with_arguments(value, (source,))
         if isinstance(value, Result):
             if value.kernel not in self.kernels:
                 kernel = with_inputs(value.kernel, args)
@@ -87,7 +89,13 @@ class _Simplifier:
         if not isinstance(source, Map):
             return None
         if view.numel == source.numel:
-            return self._reshaped(source, view.shape) if v.regroups(view) else None
+            if v.regroups(view):
+                return self._reshaped(source, view.shape)
+            if _keeps_last(source.shape, view) or self._tensors_read(source) == 1:
+                finer = _finer(source.shape, view)
+                made = None if finer is None else self._spread(source, finer)
+                return made if made is None else _viewed(made, view.shape)
+            return None
         if self._operations(source) > MOST_REPEATED:
             return None
         return self._spread(source, view)
@@ -135,6 +143,41 @@ class _Simplifier:
         if not isinstance(value, Map):
             return 0
         return 1 + sum(self._operations(a) for a in value.args)
+
+    def _tensors_read(self, value: Value) -> int:
+        """How many tensors an expression reads that have an element for each of its own."""
+        if isinstance(value, Map) and value in self.single:
+            return sum(self._tensors_read(a) for a in value.args)
+        if isinstance(value, Number):
+            return 0
+        steps = zip(value.shape, v.as_view(value).strides, strict=True)
+        return int(all(n == 1 or s for n, s in steps))
+
+    # --- products that are read turned ------------------------------------------------------------
+
+    def _turned_product(self, view: View, source: Value) -> View | None:
+        """A view whose rows are columns of a product, as one of the turned product B^T A^T."""
+        if not isinstance(source, Result) or source.kernel.op != "mm" or not view.numel:
+            return None
+        batch, m, n, depth = source.kernel.params["shape"]
+        if source not in self.single or source.kernel.params["left"] != batch:
+            return None
+        seen = _seen_turned(view, batch, m, n)
+        if seen is None:
+            return None
+        turned = source.kernel.params["transposed"]
+        inputs: list[Value] = []
+        lefts = source.kernel.inputs[::2]
+        rows = [isinstance(a, Result) and a.kernel.op == "transpose" for a in lefts]
+        if any(rows) and not all(rows):
+            return None
+        for a, b in zip(lefts, source.kernel.inputs[1::2], strict=True):
+            left = b if turned else Result((batch, n, depth), b.dtype, Kernel("transpose", (b,)))
+            right = a.kernel.inputs[0] if isinstance(a, Result) and rows[0] else a
+            inputs += [left, right]
+        params = {"shape": (batch, n, m, depth), "left": batch, "transposed": not rows[0]}
+        product = Result((batch, n, m), source.dtype, Kernel("mm", tuple(inputs), params))
+        return View(view.shape, view.dtype, product, *seen)
 
     # --- downwards --------------------------------------------------------------------------------
 
@@ -266,12 +309,61 @@ def _places(shape: Shape, view: View) -> dict[int, int] | None:
     dense = v.dense_strides(shape)
     wanted = {(n, s): d for d, (n, s) in enumerate(zip(shape, dense, strict=True)) if n > 1}
     at: dict[int, int] = {}
-    last = -1
     for target, (n, s) in enumerate(zip(view.shape, view.strides, strict=True)):
         if n == 1 or s == 0:
             continue
         d = wanted.pop((n, s), None)
-        if d is None or d < last:
+        if d is None:
             return None
-        at[d], last = target, d
+        at[d] = target
     return None if wanted else at
+
+
+def _finer(shape: Shape, view: View) -> View | None:
+    """The view with a dimension for each of a dense tensor's; None if one is a part of one."""
+    steps = dict(zip(v.dense_strides(shape)[::-1], shape[::-1], strict=True))
+    sizes: list[int] = []
+    strides: list[int] = []
+    for n, s in zip(view.shape, view.strides, strict=True):
+        at, found = s, list[tuple[int, int]]()
+        while n > 1:
+            size = steps.get(at, 0)
+            if size < 2 or n % size:
+                return None
+            found.insert(0, (size, at))
+            n, at = n // size, at * size
+        sizes += [size for size, _ in found] or [1]
+        strides += [step for _, step in found] or [0]
+    return View(tuple(sizes), view.dtype, view.source, tuple(strides), view.offset)
+
+
+def _keeps_last(shape: Shape, view: View) -> bool:
+    """The elements of a row of a dense tensor follow each other in the view, too."""
+    mine = [n for n in shape if n != 1]
+    last = [(n, s) for n, s in zip(view.shape, view.strides, strict=True) if n != 1]
+    return not mine or (bool(last) and last[-1] == (mine[-1], 1))
+
+
+def _seen_turned(view: View, batch: int, m: int, n: int) -> tuple[Shape, int] | None:
+    """Strides and offset of the view of a product [batch, m, n] as one of [batch, n, m], where that
+    has the elements of a row one after another, and now they lie apart."""
+    strides: list[int] = []
+    lanes = 0  # new stride of the last dimension
+    for size, s in zip(view.shape, view.strides, strict=True):
+        reach = (size - 1) * s
+        if size == 1 or s == 0:
+            strides.append(0)
+            continue
+        if s % (m * n) == 0:
+            new = s
+        elif s % n == 0 and 0 < reach < m * n:
+            new = s // n
+        elif s > 0 and reach < n:
+            new = s * m
+        else:
+            return None
+        strides.append(new)
+        lanes = new
+    if lanes != 1 or view.offset:
+        return None
+    return tuple(strides), 0
