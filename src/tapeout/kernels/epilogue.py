@@ -5,7 +5,8 @@ are tensors [M, N], which come by DMA beside the product's own, and vectors [N],
 share.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from tapeout.chip import Chip
@@ -200,11 +201,15 @@ class Finish:
         outs = {n: replace(s[self.turn % 2], width=width) for n, s in self.outs.items()}
         span = (column // self.lanes, -(-(column + width) // self.lanes))
         shared = self._vectors(span)
+        works = []
         for number, at in enumerate(range(0, rows, self.sub_rows)):
             part = _Part(self, number, row + at, min(self.sub_rows, rows - at))
             part.held = {n: t.rows_from(at, part.count) for n, t in held.items()} | shared
             part.outs = {n: t.rows_from(at, part.count) for n, t in outs.items()}
-            part.compute(span)
+            works.append(part.compute(span))
+        for pair in zip(works[::2], [*works[1::2], iter(())], strict=False):
+            for _ in itertools.zip_longest(*pair):  # one hides what the other waits for
+                pass
         for n, place in self.p.stores:
             store_rows(
                 self.k, replace(outs[n], rows=rows), self._at(place, row, column), width,
@@ -251,7 +256,8 @@ class _Part(Block):
         super().__init__(finish, finish.regions, number, row, row + count, size, tiles)
         self.finish = finish
 
-    def compute(self, span: tuple[int, int]) -> None:
+    def compute(self, span: tuple[int, int]) -> Iterator[None]:
+        """Step by step."""
         finish, temporary = self.finish, set[int]()
         for i, step in enumerate(finish.steps):
             if step.node not in self.outs:
@@ -260,6 +266,7 @@ class _Part(Block):
             for n in [n for n in temporary if finish.last_use.get(n, -1) <= i]:
                 self.free(self.held[n])
                 temporary.discard(n)
+            yield
 
     def _apart(
         self, operands: list[Tensor | float], d: Tensor | float | None, spare: list[Tensor],
