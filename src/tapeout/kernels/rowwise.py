@@ -58,7 +58,8 @@ def fold(k: Builder, program: RowProgram, value: int, how: str, count: int, out:
         _Fold(k, program, value, how, count, out).run()
 
 
-WIDE_ROWS = 1024  # rows of tiles of a value in spm: instructions long enough to hide latencies
+WIDE_ROWS = 2048  # rows of tiles of a value in spm: instructions long enough to hide latencies
+LEAST_WIDE_ROWS = 1024  # where stripes are smaller; half of it is too little for spm
 CHUNK_ROWS = 64  # rows of a block whose rows come in chunks
 
 
@@ -78,6 +79,7 @@ class _Rows:
         ]  # fmt: skip
         places = {n: program.nodes[n].place for n in self.scalar_loads}
         self.still = [n for n, place in places.items() if place is not None and place.still]
+        self.wide = min(WIDE_ROWS, k.chip.spm.rows_per_stripe // 2)
         self.turn = 0
         self.shared: set[int] = set()  # vectors that are loaded and computed once, for all blocks
         self.vectors: dict[int, Tensor] = {}
@@ -96,7 +98,7 @@ class _Rows:
         k, p = self.k, self.p
         whole = k.tensor(Kind.VMEM, k.chip.vmem.rows // VMEM_BLOCK * VMEM_BLOCK, 1)
         self.shared = shared = self._shareable(whole.rows // 4)
-        if p.rows * self.tiles > WIDE_ROWS // 2:
+        if p.rows * self.tiles > LEAST_WIDE_ROWS // 2:
             if self._spm_sizes()[1] < self.tiles:
                 self.shared = set()  # vectors come in chunks, too
             if self._suits_spm():
@@ -133,7 +135,7 @@ class _Rows:
         depth = vectors * padded_rows(chunk) + numbers * padded_rows(-(-rows // self.lanes))
         return (
             self._most_live() + 2 <= free
-            and spm.rows_per_stripe >= 2 * WIDE_ROWS
+            and self.wide >= LEAST_WIDE_ROWS
             and all(p.strides[-1] == 1 or self.p.width == 1 for p in places)
             and not any(nodes[n].form == VECTOR for n in self.keep)
             and (bool(self.shared) or depth + padded_rows(self.lanes) <= self.k.chip.vmem.rows // 2)
@@ -141,15 +143,15 @@ class _Rows:
 
     def _spm_sizes(self) -> tuple[int, int]:
         """(rows of a block, tiles of a chunk) where full values lie in spm."""
-        chunk, rows = self.tiles, max(1, WIDE_ROWS // self.tiles)
+        chunk, rows = self.tiles, max(1, self.wide // self.tiles)
         if rows < min(self.p.rows, CHUNK_ROWS):  # a row's chunks, of many rows
             rows = min(self.p.rows, CHUNK_ROWS)
-            chunk = max(1, WIDE_ROWS // rows)
+            chunk = max(1, self.wide // rows)
         count = -(-self.p.rows // min(rows, self.p.rows))
         return -(-self.p.rows // count), chunk
 
     def _run_in_spm(self, whole: Tensor) -> None:
-        """Blocks of `WIDE_ROWS` rows of tiles; vmem holds numbers a row and vectors."""
+        """Blocks of `wide` rows of tiles; vmem holds numbers a row and vectors."""
         rows, chunk = self._spm_sizes()
         regions = self._regions(whole, rows)
         for number, a in enumerate(range(0, self.p.rows, rows)):
@@ -297,7 +299,7 @@ class _Fold(_Rows):
         k, p = self.k, self.p
         whole = k.tensor(Kind.VMEM, k.chip.vmem.rows // VMEM_BLOCK * VMEM_BLOCK, 1)
         kept = p.rows // self.fold
-        if kept * self.tiles <= WIDE_ROWS // 2 < p.rows * self.tiles:
+        if kept * self.tiles <= LEAST_WIDE_ROWS // 2 < p.rows * self.tiles:
             self.shared = self._shareable(whole.rows // 4)
             if self._suits_spm():
                 self._fold_in_spm(whole, kept)
@@ -320,7 +322,7 @@ class _Fold(_Rows):
     def _fold_in_spm(self, whole: Tensor, kept: int) -> None:
         """Blocks of whole indices are added in acc."""
         k, p = self.k, self.p
-        rows = min(p.rows, WIDE_ROWS // self.tiles // kept * kept)
+        rows = min(p.rows, self.wide // self.tiles // kept * kept)
         regions = self._regions(whole, rows)
         sums = k.tensor(Kind.ACC, rows, p.width)
         for number, a in enumerate(range(0, p.rows, rows)):

@@ -1,5 +1,6 @@
 """Softmax and its logarithm."""
 
+import math
 from typing import Any
 
 import torch
@@ -33,6 +34,19 @@ def _softmax(meta: Meta, x: Value, dim: int, *_: Any) -> Value:
         return typed(x, meta)
     e = ar.exp_below(_below_maximum(x, dim))
     return typed(ar.divide(e, v.expand(_total(e, dim), x.shape)), meta)
+
+
+@lowering(aten._safe_softmax.default)
+def _safe_softmax(meta: Meta, x: Value, dim: int, *_: Any) -> Value:
+    """Zero where a whole row is -inf."""
+    if not x.numel:
+        return typed(x, meta)
+    x = v.retyped(x, torch.float32)
+    most = reduce("max", x, _dims(x, dim), keep=True)
+    most = ar.where(ar.eq(most, -math.inf), 0.0, most)
+    e = ar.exp_below(ar.sub(x, v.expand(most, x.shape)))
+    total = ar.maximum(_total(e, dim), 1.0)  # the maximum's own share of any other row
+    return typed(ar.divide(e, v.expand(total, x.shape)), meta)
 
 
 @lowering(aten._log_softmax.default)
