@@ -15,6 +15,7 @@ from tapeout.compiler.values import (
     Result,
     Shape,
     Value,
+    View,
 )
 
 from . import arithmetic as ar
@@ -254,12 +255,35 @@ def _gather(meta: Meta, x: Value, dim: int, index: Value, **_: Any) -> Value:
     if not x.shape:
         return v.expand(x, meta.shape)
     if _one_each(x, dim, index) and (isinstance(x, Map) or x.numel > INT_MAX):
-        # What is being computed is not stored for it: the sum of all, the others as zeros.
-        dim %= len(x.shape)
-        chosen = ar.where(ar.eq(along(dim, x.shape), index), x, 0.0)
-        return typed(reduce("sum", chosen, (dim,), keep=True, dtype=torch.float32), meta)
+        return typed(_chosen(x, dim % len(x.shape), index), meta)
     rows = take_rows(x, x.numel, _elements(x.shape, dim, index))
     return v.reshape(rows, meta.shape)
+
+
+def _chosen(x: Value, dim: int, index: Value) -> Value:
+    """One element of every line, without storing x: the sum of a line, the others as zeros; of an
+    expression of one tensor, the expression of that tensor's."""
+    if isinstance(x, Map) and _tensors(x) == 1:
+        args = tuple(_chosen(a, dim, index) for a in x.args)
+        return Map(index.shape, x.dtype, x.op, args)
+    if isinstance(x, Number):
+        return Number(index.shape, x.dtype, x.value)
+    if isinstance(x, View) and x.strides[dim] == 0:
+        return v.narrow(x, dim, 0, 1)
+    hit = ar.eq(along(dim, x.shape), index)
+    chosen = ar.where(hit, v.retyped(x, torch.float32), 0.0)
+    return v.retyped(reduce("sum", chosen, (dim,), keep=True, dtype=torch.float32), x.dtype)
+
+
+def _tensors(x: Value, depth: int = 8) -> int:
+    """How many tensors an expression reads that have an element for each of its own; many, if it
+    is a long one."""
+    if isinstance(x, Map):
+        return sum(_tensors(a, depth - 1) for a in x.args) if depth else 2
+    if isinstance(x, Number):
+        return 0
+    steps = zip(x.shape, v.as_view(x).strides, strict=True)
+    return int(all(n == 1 or s for n, s in steps))
 
 
 def _one_each(x: Value, dim: int, index: Value) -> bool:
