@@ -541,11 +541,16 @@ class Block:
         self, t: Tensor, width: int, src: HbmTensor, queue: int, place: Place, step: int,
         outer_step: int, load: bool, lane: int,
     ) -> None:  # fmt: skip
-        """Runs of rows as one transfer: the tiles of t are runs here."""
+        """Runs of rows as one transfer: the tiles of t are runs here. What lies nearer in HBM goes
+        first."""
+        rows = (t.rows, step * place.size, t.row_stride)
+        runs = (t.tiles, outer_step * place.size, t.tile_stride)
+        inner, outer = rows, runs
+        if outer_step < step and t.tile_stride <= STRIDE_MAX:
+            inner, outer = runs, rows
         transfer(
             self.k, dma.Load if load else dma.Store, t, src, queue=queue, fmt=place.format,
-            lane=lane, lanes=width, inner=(t.rows, step * place.size, t.row_stride),
-            outer=(t.tiles, outer_step * place.size, t.tile_stride),
+            lane=lane, lanes=width, inner=inner, outer=outer,
         )  # fmt: skip
 
 
