@@ -131,6 +131,11 @@ class Executable:
             results.append(whole.as_strided(out.shape, out.strides, out.offset))
         return results
 
+    def timing(self, target: Any) -> Any:
+        """What the target says of a run without values: cycles, and what each part did; `sim`."""
+        self.bind(target)
+        return target.run(self._handle, functional=False)
+
     def upload(self, tensors: Mapping[int, torch.Tensor]) -> None:
         """Gives inputs, by their numbers, values that they keep; after `bind`."""
         changed = set()

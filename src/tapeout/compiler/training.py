@@ -243,6 +243,10 @@ class TrainingStep:
         (loss,) = self.device.run(self.executable, inputs)
         return loss
 
+    def timing(self) -> Any:
+        """How long a step takes, without computing values: a `sim.Result`; `sim` only."""
+        return self.executable.timing(self.device.target)
+
     def pull(self) -> None:
         """Copies parameters, buffers and the optimiser's state into the model and optimiser."""
         parameters = dict(self.wrapped.named_parameters())
