@@ -19,7 +19,10 @@ release = version = tapeout.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = [
     "_build",
-    *(f"generated/{n}.md" for n in ("presets", "accelerators", "operators", "architectures")),
+    *(
+        f"generated/{n}.md"
+        for n in ("presets", "accelerators", "operators", "architectures", "train_step")
+    ),
 ]
 myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3
@@ -36,6 +39,7 @@ generate.write_accelerators(DOCS / "data" / "accelerators.csv", generated / "acc
 results = DOCS.parent / "benchmarks" / "results"
 generate.write_operators(results / "opinfo.json", generated / "operators.md")
 generate.write_architectures(results / "zoo.json", generated / "architectures.md")
+generate.write_training_step(results / "train_step.json", generated / "train_step.md")
 generate.draw_losses(
     {
         "Character GPT, 627,936 parameters": results / "train_gpt.json",

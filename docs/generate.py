@@ -75,6 +75,25 @@ def write_architectures(source: Path, path: Path) -> None:
     path.write_text(lines, encoding="utf-8")
 
 
+def write_training_step(source: Path, path: Path) -> None:
+    """The figures of the report of benchmarks/train_step.py."""
+    step = json.loads(source.read_text(encoding="utf-8"))["figures"]
+    moved = step["bytes"]["hbm_read"] + step["bytes"]["hbm_write"]
+    lines = _row(["figure", "value"]) + _row(["---", "---:"])
+    for name, value in (
+        ("cycles", f"{step['cycles']:,}"),
+        ("multiplications that the model needs", f"{step['macs_needed'] / 1e9:.1f} G"),
+        ("share of the array for these", f"{step['share_of_array']:.1%}"),
+        ("multiplications done, with sums that are computed as products",
+         f"{step['macs_done'] / 1e9:.1f} G"),
+        ("HBM traffic", f"{moved / 1e9:.1f} GB"),
+        ("memory", f"{step['heap_bytes'] / 1e9:.2f} GB"),
+        ("instructions", f"{step['instructions']:,}"),
+    ):  # fmt: skip
+        lines += _row([name, value])
+    path.write_text(lines, encoding="utf-8")
+
+
 def draw_losses(reports: dict[str, Path], path: Path) -> None:
     """Training losses of chip and PyTorch, a panel for each report of a training benchmark."""
     import matplotlib as mpl
