@@ -16,9 +16,10 @@ from tapeout.lang import Builder, ChipTooSmall, HbmTensor, Tensor
 from tapeout.lang.builder import VMEM_BLOCK
 
 from .rings import Rings
-from .rowblock import Block, Region, copied_apart, padded_rows
+from .rowblock import Block, Region, padded_rows
 from .rowprogram import FULL, STAT, VECTOR, Place, RowProgram, Step, steps_of
 from .rows import load_rows, spm_kind, store_rows
+from .wideblock import copied_apart
 
 MOST_TEMPORARIES = 8
 MOST_TENSORS = 4  # [M, N] that go in and out: each takes two slots of spm

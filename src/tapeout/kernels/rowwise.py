@@ -21,7 +21,7 @@ from tapeout.isa import Kind
 from tapeout.lang import Builder, ChipTooSmall, Tensor, ops
 from tapeout.lang.builder import VMEM_BLOCK
 
-from .rowblock import Block, Region, WideBlock, padded_rows
+from .rowblock import Block, Region, padded_rows
 from .rowprogram import (
     COMBINES,
     FULL,
@@ -32,6 +32,7 @@ from .rowprogram import (
     RowProgram,
     steps_of,
 )
+from .wideblock import WideBlock
 
 
 def run(k: Builder, program: RowProgram) -> None:
@@ -129,17 +130,20 @@ class _Rows:
         places = [n.place for n in nodes if n.place is not None and n.form == FULL]
         places += [place for n, place in self.p.stores if nodes[n].form == FULL]
         free = sum(not used for used in spm.used.values())
-        vectors = sum(n.form == VECTOR for n in nodes)
         rows, chunk = self._spm_sizes()
-        numbers = self._stats() + len(self.still)
-        depth = vectors * padded_rows(chunk) + numbers * padded_rows(-(-rows // self.lanes))
+        vectors = sum(n.form == VECTOR for n in nodes) * padded_rows(chunk)
         return (
             self._most_live() + 2 <= free
             and self.wide >= LEAST_WIDE_ROWS
             and all(p.strides[-1] == 1 or self.p.width == 1 for p in places)
             and not any(nodes[n].form == VECTOR for n in self.keep)
-            and (bool(self.shared) or depth + padded_rows(self.lanes) <= self.k.chip.vmem.rows // 2)
+            and (bool(self.shared) or vectors <= self._room_for_vectors(rows))
         )
+
+    def _room_for_vectors(self, rows: int) -> int:
+        """Rows of vmem that a block of so many rows has beside its numbers a row."""
+        numbers = (self._stats() + len(self.still)) * padded_rows(-(-rows // self.lanes))
+        return self.k.chip.vmem.rows // 2 - padded_rows(self.lanes) - numbers
 
     def _spm_sizes(self) -> tuple[int, int]:
         """(rows of a block, tiles of a chunk) where full values lie in spm."""
@@ -147,6 +151,10 @@ class _Rows:
         if rows < min(self.p.rows, CHUNK_ROWS):  # a row's chunks, of many rows
             rows = min(self.p.rows, CHUNK_ROWS)
             chunk = max(1, self.wide // rows)
+        vectors = sum(n.form == VECTOR for n in self.p.nodes)
+        if vectors and not self.shared and chunk < self.tiles:
+            room = self._room_for_vectors(rows) // vectors // VMEM_BLOCK * VMEM_BLOCK
+            chunk = max(1, min(chunk, room))
         count = -(-self.p.rows // min(rows, self.p.rows))
         return -(-self.p.rows // count), chunk
 
