@@ -353,7 +353,7 @@ class _Heap:
         """Takes memory for a buffer, and for `beside` more bytes behind it."""
         if b in self.at:
             return
-        nbytes = item_bytes(b.dtype) * b.numel + beside
+        nbytes = b.bytes + beside
         fits = [t for t in self.free if nbytes <= t.bytes <= 2 * nbytes] if writable else []
         if fits:  # under its old name: who writes it waits for those who read it
             self.at[b] = min(fits, key=lambda t: t.bytes)

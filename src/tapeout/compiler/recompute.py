@@ -21,7 +21,6 @@ from .values import (
     View,
     as_view,
     inputs_of,
-    item_bytes,
     regroups,
     topological,
 )
@@ -61,14 +60,14 @@ class _Choice:
             return False
         if v not in self.schedule.roots or v in self.again:
             return True
-        return v not in self.stored and _bytes(v) >= LEAST_BYTES
+        return v not in self.stored and v.bytes >= LEAST_BYTES
 
     def _decide(self, group: Group) -> None:
         """Of the group's values, which are made again: perhaps of one that then is stored."""
         candidates = [root for root in group.roots if self._may_be_again(root)]
         if not candidates:
             return
-        bases = [r for r in group.roots if isinstance(r, Map) and _bytes(r) >= LEAST_BYTES]
+        bases = [r for r in group.roots if isinstance(r, Map) and r.bytes >= LEAST_BYTES]
         saved, again, base = max(
             (self._with(base, candidates) for base in (None, *bases)), key=lambda found: found[0]
         )
@@ -85,7 +84,7 @@ class _Choice:
         schedule = self.schedule
         return (
             isinstance(root, Map) and root not in schedule.ends and root in schedule.stored
-            and bool(self.readers[root]) and _bytes(root) >= LEAST_BYTES
+            and bool(self.readers[root]) and root.bytes >= LEAST_BYTES
             and all(regroups(view) for view in self.shown[root])
             and all(_computes(schedule.steps[n]) for n in self.readers[root])
         )  # fmt: skip
@@ -99,7 +98,7 @@ class _Choice:
         new = base is not None and base not in self.stored
         if base is not None and new:
             self.stored.add(base)
-            saved -= _bytes(base)
+            saved -= base.bytes
         for root in candidates:
             if root is base:
                 continue
@@ -108,8 +107,8 @@ class _Choice:
             if operations > MOST_OPERATIONS or not fits:
                 continue
             outside = self.readers[root]
-            more = sum(_bytes(v) for n in outside for v in leaves if n not in read.get(v, ()))
-            gain = _bytes(root) * (1 + len(outside)) - more
+            more = sum(v.bytes for n in outside for v in leaves if n not in read.get(v, ()))
+            gain = root.bytes * (1 + len(outside)) - more
             if gain > 0 or base in leaves:
                 saved += gain
                 again.append(root)
@@ -129,7 +128,7 @@ class _Choice:
             as_view(v).source for v in nodes
             if not isinstance(v, Number) and not self.made_again(as_view(v).source, -1)
         }  # fmt: skip
-        return leaves, 1 + sum(_bytes(v) >= LEAST_BYTES for v in made)
+        return leaves, 1 + sum(v.bytes >= LEAST_BYTES for v in made)
 
     def _lies(self, leaf: Value, root: Value) -> bool:
         """The leaf is in HBM whether or not more is computed of it, or it is little."""
@@ -141,10 +140,6 @@ class _Choice:
         return leaf in self.stored and leaf not in self.again
 
 
-def _bytes(v: Value) -> int:
-    return item_bytes(v.dtype) * v.numel
-
-
 def _computes(step: Group | Fold | Launch) -> bool:
     """The step computes expressions, and does not only read tensors."""
     return not isinstance(step, Launch) or step.kernel.op == "assemble"
@@ -153,21 +148,7 @@ def _computes(step: Group | Fold | Launch) -> bool:
 def inner(ends: Sequence[Value], into: Callable[[Value], bool]) -> list[Value]:
     """The ends and what they need, up to values that `into` does not hold of; each behind what it
     needs. Views are looked through."""
-    order: list[Value] = []
-    seen: set[Value] = set()
-    stack = [(v, False) for v in reversed(ends)]
-    while stack:
-        v, done = stack.pop()
-        if done:
-            order.append(v)
-            continue
-        if v in seen:
-            continue
-        seen.add(v)
-        stack.append((v, True))
-        if into(v) or (isinstance(v, View) and into(v.source)):
-            stack.extend((i, False) for i in reversed(inputs_of(v)))
-    return order
+    return topological(ends, lambda v: into(v) or (isinstance(v, View) and into(v.source)))
 
 
 def _rewritten(schedule: Schedule, choice: _Choice) -> list[Value]:
@@ -184,8 +165,10 @@ def _rewritten(schedule: Schedule, choice: _Choice) -> list[Value]:
             source = x.source if isinstance(x, View) else x
             if choice.made_again(source, step):
                 args = tuple(own[i, step] for i in inputs_of(x))
-                again = Map(x.shape, x.dtype, x.op, args) if isinstance(x, Map) else x
-                own[x, step] = again if again is not x else with_arguments(x, args)
+                if isinstance(x, Map):  # another value, even of the same arguments
+                    own[x, step] = Map(x.shape, x.dtype, x.op, args)
+                else:
+                    own[x, step] = with_arguments(x, args)
             elif isinstance(x, View):
                 own[x, step] = with_arguments(x, [new[x.source]])
             else:

@@ -26,9 +26,9 @@ from .values import (
     copy,
     dense_strides,
     inputs_of,
-    item_bytes,
     regroups,
     topological,
+    users_of,
 )
 
 PRODUCTS = ("mm", "convolution")
@@ -142,14 +142,14 @@ class _Planner:
         self.order = _small_first(_when_needed(topological(ends), set(ends)))
         self.steps: list[Step] = []
         self.made: dict[Value, int] = {}  # root -> its step
-        self.read_stored: set[Value] = set()  # what is stored wherever it is made
+        self.users = users_of(self.order)
+        self.read_stored = {  # what is stored wherever it is made
+            as_view(i).source for v in self.order for i in inputs_of(v)
+            if isinstance(i, View) or _wants_stored(v, i)
+        } | set(ends)  # fmt: skip
 
     def run(self) -> Schedule:
         self._choose_roots()
-        self.read_stored = {
-            as_view(i).source for v in self.order for i in inputs_of(v)
-            if isinstance(i, View) or _wants_stored(v, i)
-        } | set(self.ends)  # fmt: skip
         launches: dict[Kernel, Launch] = {}
         for v in self.order:
             if v not in self.roots or (v not in self.stored and self.given(v)):
@@ -171,40 +171,33 @@ class _Planner:
         return Schedule(self.steps, self.stored, self.roots, self.ends)
 
     def _choose_roots(self) -> None:
-        users: dict[Value, int] = {}
-        for v in self.order:
-            for i in dict.fromkeys(inputs_of(v)):
-                users[i] = users.get(i, 0) + 1
-        for v in self.order:
-            for i in dict.fromkeys(inputs_of(v)):
-                if isinstance(i, Map) and (isinstance(v, View) or _wants_stored(v, i)):
+        for i, users in self.users.items():
+            for v in users if isinstance(i, Map) else ():
+                if isinstance(v, View) or _wants_stored(v, i):
                     self.roots.add(i)
-                elif isinstance(i, Map) and isinstance(v, Result) and _reads_product(i, users):
+                elif isinstance(v, Result) and self._reads_product(i):
                     self.roots.add(i)  # it becomes the product's epilogue
         inside = self._inside_assembled()
         for v in self.order:
             if (
                 isinstance(v, (Reduce, Result))
                 or v in self.stored
-                or (isinstance(v, Map) and users.get(v, 0) > 1 and v not in inside)
+                or (isinstance(v, Map) and len(self.users.get(v, ())) > 1 and v not in inside)
             ):
                 self.roots.add(v)
         self._cut_large()
 
     def _inside_assembled(self) -> set[Value]:
         """Maps that nothing but one assembled tensor needs: each of its parts computes them."""
-        users: dict[Value, list[Value]] = {}
-        for v in self.order:
-            for i in dict.fromkeys(inputs_of(v)):
-                users.setdefault(i, []).append(v)
+        users = self.users
         owner: dict[Value, Value] = {}
         for v in reversed(self.order):
             if isinstance(v, Result) and v.kernel.op == "assemble":
                 owner[v] = v
             elif isinstance(v, Map) and v not in self.roots and v not in self.stored:
-                owners = {owner.get(u) for u in users.get(v, [])}
-                if len(owners) == 1 and None not in owners:
-                    owner[v] = owners.pop()  # type: ignore[assignment]
+                owned = [owner[u] for u in users.get(v, []) if u in owner]
+                if owned and len(owned) == len(users[v]) and len(set(owned)) == 1:
+                    owner[v] = owned[0]
         inside: dict[Value, set[Value]] = {}
         for v, result in owner.items():
             if len(users.get(v, [])) > 1:
@@ -214,6 +207,14 @@ class _Planner:
                 found for result, found in inside.items()
                 if len(found) + len(leaves_of(result, self.roots)) <= self.most // 2
             )
+        )  # fmt: skip
+
+    def _reads_product(self, v: Value) -> bool:
+        """Something of a product, and of nothing else, is computed element by element."""
+        return any(
+            isinstance(i.source, Result) and i.source.kernel.op in PRODUCTS
+            and len(self.users[i.source]) == 1
+            for i in leaves_of(v, set())
         )  # fmt: skip
 
     def _cut_large(self) -> None:
@@ -366,30 +367,19 @@ def _when_needed(order: list[Value], ends: set[Value]) -> list[Value]:
     done: set[Value] = set()
     read: dict[Value, frozenset[Value]] = {}  # of what waits
 
-    def emit(v: Value) -> None:
-        stack = [(v, False)]
-        while stack:
-            x, ready = stack.pop()
-            if x in done:
-                continue
-            if ready:
-                done.add(x)
-                new.append(x)
-                continue
-            stack.append((x, True))
-            stack.extend((i, False) for i in reversed(inputs_of(x)) if i not in done)
-
     for v in order:
         if isinstance(v, Map) and v not in ends:
             args = [as_view(i).source for i in v.args if not isinstance(i, Number)]
             found = [read[a] if a in read and a not in done else frozenset([a]) for a in args]
             read[v] = frozenset().union(*found)
-            size = sum(item_bytes(a.dtype) * a.numel for a in read[v])
-            if 0 < 10 * size <= 11 * item_bytes(v.dtype) * v.numel:
+            size = sum(a.bytes for a in read[v])
+            if 0 < 10 * size <= 11 * v.bytes:
                 continue
         elif isinstance(v, View):
             continue
-        emit(v)
+        needed = [x for x in topological([v], lambda x: x not in done) if x not in done]
+        done.update(needed)
+        new += needed
     return new
 
 
@@ -440,14 +430,6 @@ def _wants_stored(v: Value, i: Value) -> bool:
     if not isinstance(v, Result) or v.kernel.op == "assemble":
         return False
     return v.kernel.op != "scatter" or i in v.kernel.inputs[1:]
-
-
-def _reads_product(v: Value, users: dict[Value, int]) -> bool:
-    """Something of a product, and of nothing else, is computed element by element."""
-    return any(
-        isinstance(i.source, Result) and i.source.kernel.op in PRODUCTS and users[i.source] == 1
-        for i in leaves_of(v, set())
-    )  # fmt: skip
 
 
 def _is_trailing(v: Reduce) -> bool:

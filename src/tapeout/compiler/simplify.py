@@ -13,7 +13,7 @@ What is put together from parts and then only rounded is put together from round
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -38,12 +38,9 @@ class _Simplifier:
     def __init__(self, ends: Sequence[Value]) -> None:
         self.ends = ends
         self.order = v.topological(ends)
-        self.users: dict[Value, int] = {}
-        for value in self.order:
-            for i in dict.fromkeys(v.inputs_of(value)):
-                self.users[i] = self.users.get(i, 0) + 1
+        self.users = v.users_of(self.order)
         for end in ends:
-            self.users[end] = self.users.get(end, 0) + 1
+            self.users.setdefault(end, []).append(end)  # whoever reads the result
         self.new: dict[Value, Value] = {}
         self.kernels: dict[Kernel, Kernel] = {}
         self.single: set[Value] = set()  # new values that have one user
@@ -52,7 +49,7 @@ class _Simplifier:
         for value in self.order:
             new = self._again(value)
             self.new[value] = new
-            if self.users.get(value, 0) == 1:
+            if len(self.users.get(value, ())) == 1:
                 self.single.add(new)
         return [self.new[end] for end in self.ends]
 
@@ -101,14 +98,28 @@ class _Simplifier:
         return self._spread(source, view)
 
     def _reshaped(self, value: Value, shape: Shape) -> Value | None:
-        if isinstance(value, Map) and value in self.single:
-            args = [self._reshaped(a, shape) for a in value.args]
-            if any(a is None for a in args):
+        """`value` in another shape; None where something would have to be stored for it."""
+
+        def reshaped(x: Value) -> Value | None:
+            return None if isinstance(x, (Map, Reduce)) else _viewed(x, shape)
+
+        return self._in(shape, value, reshaped)
+
+    def _in(
+        self, shape: Shape, value: Value, leaf: Callable[[Value], Value | None]
+    ) -> Value | None:  # fmt: skip
+        """The expression of `leaf` of what it reads, as far as nobody else uses it."""
+        if not isinstance(value, Map) or value not in self.single:
+            return leaf(value)
+        args: list[Value] = []
+        for a in value.args:
+            arg = self._in(shape, a, leaf)
+            if arg is None:
                 return None
-            return self._alone(value, shape, [a for a in args if a is not None])
-        if isinstance(value, (Map, Reduce)):  # others use it as it is
-            return None
-        return _viewed(value, shape)
+            args.append(arg)
+        new = Map(shape, value.dtype, value.op, tuple(args))
+        self.single.add(new)
+        return new
 
     def _spread(self, value: Value, view: View) -> Value | None:
         """`value` with its dimensions where the view has them, and the others repeated."""
@@ -117,11 +128,6 @@ class _Simplifier:
             return None
 
         def spread(x: Value) -> Value | None:
-            if isinstance(x, Map) and x in self.single:
-                args = [spread(a) for a in x.args]
-                if any(a is None for a in args):
-                    return None
-                return self._alone(x, view.shape, [a for a in args if a is not None])
             if isinstance(x, Number):
                 return Number(view.shape, x.dtype, x.value)
             if isinstance(x, Map):
@@ -132,12 +138,7 @@ class _Simplifier:
                 strides[target] = seen.strides[d]
             return v.moved(x, view.shape, tuple(strides), seen.offset)
 
-        return spread(value)
-
-    def _alone(self, like: Map, shape: Shape, args: Sequence[Value]) -> Map:
-        new = Map(shape, like.dtype, like.op, tuple(args))
-        self.single.add(new)
-        return new
+        return self._in(view.shape, value, spread)
 
     def _operations(self, value: Value) -> int:
         if not isinstance(value, Map):
@@ -148,10 +149,7 @@ class _Simplifier:
         """How many tensors an expression reads that have an element for each of its own."""
         if isinstance(value, Map) and value in self.single:
             return sum(self._tensors_read(a) for a in value.args)
-        if isinstance(value, Number):
-            return 0
-        steps = zip(value.shape, v.as_view(value).strides, strict=True)
-        return int(all(n == 1 or s for n, s in steps))
+        return int(not isinstance(value, Number) and v.moves(v.as_view(value)))
 
     # --- products that are read turned ------------------------------------------------------------
 
@@ -162,8 +160,8 @@ class _Simplifier:
         batch, m, n, depth = source.kernel.params["shape"]
         if source not in self.single or source.kernel.params["left"] != batch:
             return None
-        seen = _seen_turned(view, batch, m, n)
-        if seen is None:
+        strides = _seen_turned(view, batch, m, n)
+        if strides is None:
             return None
         turned = source.kernel.params["transposed"]
         inputs: list[Value] = []
@@ -177,7 +175,7 @@ class _Simplifier:
             inputs += [left, right]
         params = {"shape": (batch, n, m, depth), "left": batch, "transposed": not rows[0]}
         product = Result((batch, n, m), source.dtype, Kernel("mm", tuple(inputs), params))
-        return View(view.shape, view.dtype, product, *seen)
+        return View(view.shape, view.dtype, product, strides)
 
     # --- downwards --------------------------------------------------------------------------------
 
@@ -187,10 +185,10 @@ class _Simplifier:
             if before is None:
                 continue
             shape = before.shape
-            inside = [self._in_shape(a, shape) for a in args]
-            if any(a is None for a in inside):
+            inside = tuple(x for a in args if (x := self._in_shape(a, shape)) is not None)
+            if len(inside) < len(args):
                 continue
-            new = Map(shape, value.dtype, value.op, tuple(a for a in inside if a is not None))
+            new = Map(shape, value.dtype, value.op, inside)
             return View(value.shape, value.dtype, new, v.dense_strides(value.shape))
         return None
 
@@ -199,9 +197,7 @@ class _Simplifier:
         before = _before(arg)
         if before is not None and before.shape == shape:
             return before
-        if isinstance(arg, (Map, Reduce)):
-            return self._reshaped(arg, shape) if arg in self.single else None
-        return _viewed(arg, shape)
+        return self._reshaped(arg, shape)
 
     def _regrouped_reduction(self, value: Reduce, arg: Value) -> Value | None:
         before = _before(arg)
@@ -243,9 +239,10 @@ def _with_parts_as_made(kernel: Kernel) -> Kernel:
     for part, (strides, offset) in zip(kernel.inputs, kernel.params["places"], strict=True):
         before = _before(part)
         steps = None if before is None else v.reshape_strides(part.shape, strides, before.shape)
-        found = before is not None and steps is not None
-        parts.append(before if found else part)  # type: ignore[arg-type]
-        places.append((steps if found else strides, offset))  # type: ignore[arg-type]
+        if before is not None and steps is not None:
+            part, strides = before, steps
+        parts.append(part)
+        places.append((strides, offset))
     if all(a is b for a, b in zip(parts, kernel.inputs, strict=True)):
         return kernel
     return Kernel("assemble", tuple(parts), {"places": places})
@@ -344,9 +341,9 @@ def _keeps_last(shape: Shape, view: View) -> bool:
     return not mine or (bool(last) and last[-1] == (mine[-1], 1))
 
 
-def _seen_turned(view: View, batch: int, m: int, n: int) -> tuple[Shape, int] | None:
-    """Strides and offset of the view of a product [batch, m, n] as one of [batch, n, m], where that
-    has the elements of a row one after another, and now they lie apart."""
+def _seen_turned(view: View, batch: int, m: int, n: int) -> Shape | None:
+    """Strides of the view of a product [batch, m, n] as one of [batch, n, m], where that has the
+    elements of a row one after another, and now they lie apart."""
     strides: list[int] = []
     lanes = 0  # new stride of the last dimension
     for size, s in zip(view.shape, view.strides, strict=True):
@@ -364,6 +361,4 @@ def _seen_turned(view: View, batch: int, m: int, n: int) -> tuple[Shape, int] | 
             return None
         strides.append(new)
         lanes = new
-    if lanes != 1 or view.offset:
-        return None
-    return tuple(strides), 0
+    return tuple(strides) if lanes == 1 and not view.offset else None

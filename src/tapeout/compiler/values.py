@@ -9,7 +9,7 @@ Integers are held as fp32 numbers, exact up to 2^24 in magnitude; booleans as 0 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +67,11 @@ class Value:
     @property
     def numel(self) -> int:
         return numel(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """Of HBM, where it is stored."""
+        return item_bytes(self.dtype) * self.numel
 
 
 @dataclass(eq=False, frozen=True, repr=False)
@@ -148,8 +153,11 @@ def inputs_of(v: Value) -> tuple[Value, ...]:
     return ()
 
 
-def topological(outputs: Sequence[Value]) -> list[Value]:
-    """All values that the outputs need, each behind what it needs."""
+def topological(
+    outputs: Sequence[Value], into: Callable[[Value], bool] = lambda _: True
+) -> list[Value]:
+    """The outputs and all values that they need, each behind what it needs; what values need that
+    `into` does not hold of is left out."""
     order: list[Value] = []
     seen: set[Value] = set()
     stack: list[tuple[Value, bool]] = [(v, False) for v in reversed(outputs)]
@@ -162,8 +170,18 @@ def topological(outputs: Sequence[Value]) -> list[Value]:
             continue
         seen.add(v)
         stack.append((v, True))
-        stack.extend((i, False) for i in reversed(inputs_of(v)) if i not in seen)
+        if into(v):
+            stack.extend((i, False) for i in reversed(inputs_of(v)) if i not in seen)
     return order
+
+
+def users_of(order: Sequence[Value]) -> dict[Value, list[Value]]:
+    """For each value the others that need it, each once."""
+    users: dict[Value, list[Value]] = {}
+    for v in order:
+        for i in dict.fromkeys(inputs_of(v)):
+            users.setdefault(i, []).append(v)
+    return users
 
 
 # --- views --------------------------------------------------------------------------------------
@@ -324,7 +342,7 @@ def copy(v: Value) -> Value:
 
 def mapped(op: str, args: tuple[Value, ...], dtype: torch.dtype) -> Value:
     """`op` of values of one shape, stored in the order in which the first of them lies."""
-    whole = (a for a in args if isinstance(a, View) and a.numel > 1 and _moves(a))
+    whole = (a for a in args if isinstance(a, View) and a.numel > 1 and moves(a))
     order = memory_order(next(whole, args[0]))
     if order == tuple(range(len(order))):
         return Map(args[0].shape, dtype, op, args)
@@ -332,7 +350,7 @@ def mapped(op: str, args: tuple[Value, ...], dtype: torch.dtype) -> Value:
     return permute(Map(turned[0].shape, dtype, op, turned), inverse(order))
 
 
-def _moves(v: View) -> bool:
+def moves(v: View) -> bool:
     """No dimension shows the same elements again."""
     return all(n == 1 or s for n, s in zip(v.shape, v.strides, strict=True))
 

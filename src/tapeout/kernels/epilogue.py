@@ -208,8 +208,8 @@ class Finish:
             part.held = {n: t.rows_from(at, part.count) for n, t in held.items()} | shared
             part.outs = {n: t.rows_from(at, part.count) for n, t in outs.items()}
             works.append(part.compute(span))
-        for pair in zip(works[::2], [*works[1::2], iter(())], strict=False):
-            for _ in itertools.zip_longest(*pair):  # one hides what the other waits for
+        for i in range(0, len(works), 2):
+            for _ in itertools.zip_longest(*works[i : i + 2]):  # one hides the other's waiting
                 pass
         for n, place in self.p.stores:
             store_rows(

@@ -295,10 +295,11 @@ def transpose(k: Builder, src: HbmTensor, dst: HbmTensor, rows: int, columns: in
             )
             for i, j in itertools.product(range(0, n, lanes), range(0, m, tall)):
                 acc, count, height = next(sums), min(lanes, n - i), min(tall, m - j)
-                tile = replace(x, base=x.base + i, rows=count)
-                ops.load_stationary(k, tile, j // tall, height, count, transposed=True)
+                ops.load_stationary(
+                    k, x.rows_from(i, count), j // tall, height, count, transposed=True
+                )
                 ops.unload(k, acc)
-                part = replace(y.tile(i // lanes, 1), base=y.base + i // lanes * m + j, rows=height)
+                part = y.tile(i // lanes).rows_from(j, height)
                 ops.vector(k, acc, dst=part, rows=height, tiles=1, width=count)
             store_rows(
                 k, y, dst.beyond(2 * (c * rows + r)), n, 2 * rows, HbmFormat.BF16,

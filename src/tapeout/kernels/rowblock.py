@@ -394,10 +394,9 @@ class Block:
                         row_bytes=lane * place.size,
                     )  # fmt: skip
                     for m in range(count):
-                        packed = replace(t, base=t.base + (row + m) * t.row_stride, rows=1)
                         ops.vector(
                             self.k, columns, lanes=(m, m + 1), reduce=Reduce.MAX,
-                            reduce_dst=packed.tile(w // self.lanes),
+                            reduce_dst=t.rows_from(row + m, 1).tile(w // self.lanes),
                         )  # fmt: skip
                     self.region.free(columns)
                 row += count
@@ -515,7 +514,7 @@ class Block:
         move = ops.load if load else ops.store
         for at, n, step, outer, outer_step in pieces(*rows, merged(dims, strides)):
             for o in range(outer):
-                part = replace(t, base=t.base + m * t.row_stride, rows=n)
+                part = t.rows_from(m, n)
                 src = place.at(first + at + o * outer_step)
                 if outer > 1 and t.tiles == 1:
                     tile_stride = n * t.row_stride

@@ -9,8 +9,9 @@ Large programs have their full tensors in stripes of spm instead, with blocks lo
 what an instruction waits for (`WideBlock`).
 
 An operand may have any strides. With a stride of 1 along the lanes, or 0, its rows come by DMA as
-they are. Otherwise elements come one a row, and the vector unit packs them: a reduction of one lane
-writes lane m of a packed row.
+they are. Where columns are consecutive instead, a tile of them comes, and where nothing is,
+elements come one a row. The vector unit packs them: a reduction of one lane writes lane m of a
+packed row.
 """
 
 from collections.abc import Callable

@@ -280,10 +280,7 @@ def _tensors(x: Value, depth: int = 8) -> int:
     is a long one."""
     if isinstance(x, Map):
         return sum(_tensors(a, depth - 1) for a in x.args) if depth else 2
-    if isinstance(x, Number):
-        return 0
-    steps = zip(x.shape, v.as_view(x).strides, strict=True)
-    return int(all(n == 1 or s for n, s in steps))
+    return int(not isinstance(x, Number) and v.moves(v.as_view(x)))
 
 
 def _one_each(x: Value, dim: int, index: Value) -> bool:

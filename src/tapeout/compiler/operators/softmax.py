@@ -13,10 +13,12 @@ from .reductions import reduce
 from .registry import Meta, aten, lowering, typed
 
 
-def _below_maximum(x: Value, dim: int) -> Value:
-    """x without its maximum along `dim`, in float32."""
+def _below_maximum(x: Value, dim: int, *, masked: bool = False) -> Value:
+    """x without its maximum along `dim`, in float32. `masked`: rows of -inf stay as they are."""
     x = v.retyped(x, torch.float32)
     most = reduce("max", x, _dims(x, dim), keep=True)
+    if masked:
+        most = ar.where(ar.eq(most, -math.inf), 0.0, most)
     return ar.sub(x, v.expand(most, x.shape))
 
 
@@ -41,10 +43,7 @@ def _safe_softmax(meta: Meta, x: Value, dim: int, *_: Any) -> Value:
     """Zero where a whole row is -inf."""
     if not x.numel:
         return typed(x, meta)
-    x = v.retyped(x, torch.float32)
-    most = reduce("max", x, _dims(x, dim), keep=True)
-    most = ar.where(ar.eq(most, -math.inf), 0.0, most)
-    e = ar.exp_below(ar.sub(x, v.expand(most, x.shape)))
+    e = ar.exp_below(_below_maximum(x, dim, masked=True))
     total = ar.maximum(_total(e, dim), 1.0)  # the maximum's own share of any other row
     return typed(ar.divide(e, v.expand(total, x.shape)), meta)
 
