@@ -71,9 +71,7 @@ class Packed:
         made: list[np.ndarray] = []
         for op, *args in self.recipe:
             made.append(_STEPS[op](made, tensors, *args))
-        if self.bf16:
-            return encodings.f32_to_bf16(np.ascontiguousarray(made[-1]))
-        return np.ascontiguousarray(made[-1])
+        return np.ascontiguousarray(_bf16(made[-1]) if self.bf16 else _f32(made[-1]))
 
 
 def tiled(
@@ -122,8 +120,14 @@ def recipe_of(v: Value, inputs: Sequence[Buffer]) -> tuple[Recipe, tuple[int, ..
     return recipe, tuple(sorted(step[1] for step in recipe if step[0] == "input"))
 
 
+# A step gives an array of float32, or of uint16 where every element is the bits of a bf16.
+
+
 def _input(_: list[np.ndarray], tensors: Mapping[int, torch.Tensor], number: int) -> np.ndarray:
-    return tensors[number].detach().contiguous().float().numpy()
+    t = tensors[number].detach().contiguous()
+    if t.dtype == torch.bfloat16:
+        return t.view(torch.uint16).numpy()
+    return t.float().numpy()
 
 
 def _number(_: Any, __: Any, value: float, shape: list[int]) -> np.ndarray:
@@ -134,9 +138,8 @@ def _view(
     made: list[np.ndarray], _: Any, source: int, shape: list[int], strides: list[int], offset: int
 ) -> np.ndarray:
     flat = np.ascontiguousarray(made[source]).reshape(-1)
-    return np.lib.stride_tricks.as_strided(
-        flat[offset:], shape, [4 * s for s in strides], writeable=False
-    )
+    steps = [flat.itemsize * s for s in strides]
+    return np.lib.stride_tricks.as_strided(flat[offset:], shape, steps, writeable=False)
 
 
 def _turn(made: list[np.ndarray], _: Any, source: int) -> np.ndarray:
@@ -146,12 +149,14 @@ def _turn(made: list[np.ndarray], _: Any, source: int) -> np.ndarray:
 def _assemble(
     made: list[np.ndarray], _: Any, shape: list[int], parts: list[list[Any]]
 ) -> np.ndarray:
-    whole = np.zeros(shape, np.float32)
+    given = [made[source] for source, _, _ in parts]
+    narrow = all(x.dtype == np.uint16 for x in given)
+    whole = np.zeros(shape, np.uint16 if narrow else np.float32)
     flat = whole.reshape(-1)
-    for source, strides, offset in parts:
-        part = made[source]
-        steps = [4 * s for s in strides]
-        np.lib.stride_tricks.as_strided(flat[offset:], part.shape, steps)[...] = part
+    for x, (_, strides, offset) in zip(given, parts, strict=True):
+        steps = [flat.itemsize * s for s in strides]
+        place = np.lib.stride_tricks.as_strided(flat[offset:], x.shape, steps)
+        place[...] = x if narrow else _f32(x)
     return whole
 
 
@@ -159,13 +164,12 @@ def _copy(made: list[np.ndarray], _: Any, source: int) -> np.ndarray:
     return made[source]
 
 
-def _bf16(made: list[np.ndarray], _: Any, source: int) -> np.ndarray:
-    x = np.ascontiguousarray(made[source])
-    return encodings.bf16_to_f32(encodings.f32_to_bf16(x))
+def _round(made: list[np.ndarray], _: Any, source: int) -> np.ndarray:
+    return _bf16(made[source])
 
 
 def _sub(made: list[np.ndarray], _: Any, a: int, b: int) -> np.ndarray:
-    return arith.sub(made[a], made[b])
+    return arith.sub(_f32(made[a]), _f32(made[b]))
 
 
 def _tiles(
@@ -180,8 +184,15 @@ def _tiles(
     return np.concatenate(parts)
 
 
+def _bf16(x: np.ndarray) -> np.ndarray:
+    return x if x.dtype == np.uint16 else encodings.f32_to_bf16(x)
+
+
+def _f32(x: np.ndarray) -> np.ndarray:
+    return encodings.bf16_to_f32(x) if x.dtype == np.uint16 else x
+
+
 _STEPS: dict[str, Callable[..., np.ndarray]] = {
-    "input": _input, "number": _number, "view": _view, "copy": _copy, "bf16": _bf16, "sub": _sub,
-    "assemble": _assemble, "turn": _turn,
-    "tiles": _tiles,
+    "input": _input, "number": _number, "view": _view, "copy": _copy, "bf16": _round, "sub": _sub,
+    "assemble": _assemble, "turn": _turn, "tiles": _tiles,
 }  # fmt: skip

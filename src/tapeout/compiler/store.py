@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -112,28 +112,32 @@ def _port(described: Sequence[Any]) -> Port:
 # --- the cache of graphs ------------------------------------------------------------------------
 
 
+def hashed(chip: Chip, parts: Iterable[Any]) -> str:
+    """The name of what `parts` describe; each says by its repr all there is to say."""
+    found = hashlib.sha256()
+    around = (torch.get_float32_matmul_precision(), repr(chip), torch.__version__, sources())
+    for part in (*around, *parts):
+        found.update(repr(part).encode())
+    return found.hexdigest()[:32]
+
+
 def graph_key(gm: GraphModule, chip: Chip, kept: Sequence[int]) -> str:
     """The name of a graph's entry."""
-    found = hashlib.sha256()
-
-    def add(*parts: Any) -> None:
-        found.update(repr(parts).encode())
-
+    parts: list[Any] = [list(kept)]
     numbers: dict[Node, int] = {}
     for node in gm.graph.nodes:
         args = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: f"%{numbers[n]}")
         numbers[node] = len(numbers)
-        add(node.op, str(node.target) if node.op != "placeholder" else "", args)
+        parts.append((node.op, str(node.target) if node.op != "placeholder" else "", args))
         value = node.meta.get("val")
         for t in value if isinstance(value, (list, tuple)) else [value]:
-            add(t.shape, t.stride(), t.dtype) if isinstance(t, torch.Tensor) else add(t)
+            parts.append((t.shape, t.stride(), t.dtype) if isinstance(t, torch.Tensor) else t)
         if node.op == "get_attr":
             constant = getattr(gm, str(node.target))
             if isinstance(constant, torch.Tensor):
                 with unset_fake_temporarily():
-                    add(constant.shape, constant.dtype, constant.tolist())
-    add(list(kept), torch.get_float32_matmul_precision(), repr(chip), torch.__version__, sources())
-    return found.hexdigest()[:32]
+                    parts.append((constant.shape, constant.dtype, constant.tolist()))
+    return hashed(chip, parts)
 
 
 def find(key: str, chip: Chip) -> tuple[Executable, list[Any]] | None:
@@ -162,6 +166,27 @@ def keep(key: str, executable: Executable, rest: list[Any]) -> None:
         make_room(place.parent, place)
     except (OSError, TypeError):
         shutil.rmtree(place, ignore_errors=True)
+
+
+def link(name: str, key: str) -> None:
+    """Makes an entry known by a second name."""
+    place = _place(name)
+    with suppress(OSError):
+        place.mkdir(parents=True, exist_ok=True)
+        with written_whole(place / "key.txt") as scratch:
+            scratch.write_text(key)
+
+
+def linked(name: str) -> str | None:
+    """The key of the entry with a second name."""
+    place = _place(name)
+    try:
+        key = (place / "key.txt").read_text()
+    except OSError:
+        return None
+    with suppress(OSError):
+        os.utime(place)
+    return key
 
 
 def _place(key: str) -> Path:
