@@ -100,6 +100,57 @@ def test_training_goes_on_where_pytorch_stopped(model):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
+def test_small_steps_of_bf16_weights_add_up_when_rounded_stochastically():
+    """Each changes a weight by a twentieth of the distance to its neighbour."""
+
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(64, 32, dtype=torch.bfloat16))
+
+        def forward(self, x):
+            return (self.w * x).sum()
+
+    def trained(**options):
+        model = Sum()
+        optimizer = torch.optim.SGD(model.parameters(), lr=2.0**-7 / 20)
+        x = torch.full((), -1.0, dtype=torch.bfloat16)
+        step = TrainingStep(model, lambda m, x: m(x), [x], optimizer, chip="lab16", **options)
+        torch.manual_seed(0)
+        for _ in range(40):
+            step(x)
+        step.pull()
+        return model.w.detach().float()
+
+    assert torch.equal(trained(), torch.ones(64, 32))
+    w = trained(stochastic_rounding=True)
+    moved = (w.double() - 1) * 2**7  # binomial: 40 times a twentieth, a variance of 1.9
+    assert abs(moved.mean() - 2) < 5 * (1.9 / w.numel()) ** 0.5
+    assert abs(moved.var() - 1.9) < 0.4
+    assert torch.equal(w, trained(stochastic_rounding=True))
+
+
+def test_bf16_weights_learn(model):
+    """AdamW, whose averages are bf16, too."""
+    model.bfloat16()
+    data = [(x.bfloat16(), y) for x, y in batches(1)] * 30
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    step = TrainingStep(model, loss, data[0], optimizer, chip="lab16", stochastic_rounding=True)
+    losses = [step(*batch).item() for batch in data]
+    assert losses[-1] < 0.3 * losses[0]
+    step.pull()
+    state = optimizer.state[model.a.weight]
+    assert state["exp_avg_sq"].dtype == model.a.weight.dtype == torch.bfloat16
+
+
+def test_stochastic_rounding_needs_something_to_round(model):
+    with pytest.raises(ValueError, match=r"take model\.bfloat16\(\), or leave the option out"):
+        TrainingStep(
+            model, loss, batches(1)[0], OPTIMIZERS["sgd"](model.parameters()),
+            stochastic_rounding=True,
+        )  # fmt: skip
+
+
 def test_a_checkpoint_is_safetensors_that_pytorch_reads(model, tmp_path):
     load_file = pytest.importorskip("safetensors.torch").load_file
     (x, y), *_ = batches(1)

@@ -141,7 +141,8 @@ class _Simplifier:
         return self._in(view.shape, value, spread)
 
     def _operations(self, value: Value) -> int:
-        if not isinstance(value, Map):
+        """How many operations `_in` would write again."""
+        if not isinstance(value, Map) or value not in self.single:
             return 0
         return 1 + sum(self._operations(a) for a in value.args)
 

@@ -19,6 +19,7 @@ from .artifact import written_whole
 from .backend import DEFAULT_CHIP, DEFAULT_TARGET, device
 from .executable import Executable, build
 from .operators import decompositions
+from .operators.rounding import round_stochastically
 from .trace import lower_graph
 
 Tensors = list[torch.Tensor]
@@ -117,15 +118,19 @@ class TrainingStep:
     """One step of training as a program; calling it takes a batch and gives the loss.
 
     Args:
-        model: float32, in train mode as a rule.
+        model: float32, in train mode as a rule. Parameters in bfloat16 have no float32 masters:
+            they and the optimiser's state are updated in float32 and rounded to bfloat16.
         loss: (model, *batch) -> a loss without dimensions.
         batch: an example; every batch has its shapes and types.
         optimizer: AdamW, Adam or SGD over the model's parameters; its state so far is taken along.
             Its `param_groups` are read at every step, so learning rate schedulers work.
         clip_norm: gradients are scaled so that their norm is at most this.
+        stochastic_rounding: what is rounded to bfloat16 goes up or down at random, so that the
+            mean is right (`operators.rounding`); `torch.manual_seed` decides.
         chip, target: as for `torch.compile`.
 
-    Raises: UnsupportedOptimizer, UnsupportedGraph, ChipTooSmall.
+    Raises: UnsupportedOptimizer, UnsupportedGraph, ChipTooSmall; ValueError for stochastic
+        rounding without a parameter in bfloat16.
     """
 
     def __init__(
@@ -136,10 +141,12 @@ class TrainingStep:
         optimizer: torch.optim.Optimizer,
         *,
         clip_norm: float | None = None,
+        stochastic_rounding: bool = False,
         chip: str | Chip = DEFAULT_CHIP,
         target: str = DEFAULT_TARGET,
     ) -> None:
         self.model, self.optimizer, self.clip_norm = model, optimizer, clip_norm
+        self.stochastic_rounding = stochastic_rounding
         self.device = device(chip, target)
         self.rule = _rule(optimizer)
         self.wrapped = _Loss(model, loss)
@@ -149,6 +156,13 @@ class TrainingStep:
         self.names = [n for n, p in self.wrapped.named_parameters() if id(p) in trained]
         parameters = dict(self.wrapped.named_parameters())
         self.groups = [trained[id(parameters[n])] for n in self.names]
+        if stochastic_rounding and all(
+            parameters[n].dtype != torch.bfloat16 for n in self.names
+        ):  # fmt: skip
+            raise ValueError(
+                "stochastic_rounding is for parameters in bfloat16, and the model has none: take "
+                "model.bfloat16(), or leave the option out"
+            )
         self.fixed = {n: p for n, p in parameters.items() if id(p) not in trained}
         self.fixed |= dict(self.wrapped.named_buffers())
         self.executable = self._compile([t.detach() for t in batch])
@@ -197,7 +211,11 @@ class TrainingStep:
             states: Tensors = []
             for i, (p, g, group) in enumerate(zip(own, gradients, self.groups, strict=True)):
                 old = state[i * slots : (i + 1) * slots]
-                new, changed = self.rule.update(groups[group], p, g, old, scalars[group])
+                wide = [t.float() for t in (p, g, *old)]
+                new, changed = self.rule.update(
+                    groups[group], wide[0], wide[1], wide[2:], scalars[group]
+                )
+                new, *changed = self._stored([new, *changed], p.dtype)
                 news.append(new)
                 states += changed
             return [loss, *news, *states, *held]
@@ -215,6 +233,12 @@ class TrainingStep:
             (b, v) for b, v in zip(inputs[:resident], outputs[1:], strict=True) if v is not b
         ]
         return build(self.device.chip, inputs, outputs[:1], seeds=lowered.seeds, updates=updates)
+
+    def _stored(self, news: Tensors, dtype: torch.dtype) -> Tensors:
+        """What an update gives, float32, as it lies in HBM."""
+        if self.stochastic_rounding and dtype == torch.bfloat16:
+            return round_stochastically(news)
+        return [t.to(dtype) for t in news]
 
     # --- state ------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from . import (
     products,
     random,
     reductions,
+    rounding,
     softmax,
     solving,
     sorting,
@@ -22,5 +23,5 @@ from .registry import LOWERINGS, Meta, Unsupported, decompositions
 __all__ = [
     "LOWERINGS", "Meta", "Unsupported", "constants", "convolution", "decompositions", "distances",
     "elementwise", "experts", "indexing", "parts", "pooling", "products", "random", "reductions",
-    "softmax", "solving", "sorting", "views",
+    "rounding", "softmax", "solving", "sorting", "views",
 ]  # fmt: skip

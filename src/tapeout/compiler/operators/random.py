@@ -39,30 +39,48 @@ def _seed() -> Value:
     return v.reshape(_drawn[-1], ())
 
 
-def _modulo(x: Value) -> Value:
+def modulo(x: Value) -> Value:
     """x modulo 4096, of whole x from 0 on."""
     return ar.fma(ar.floor(ar.mul(x, 1 / HALF)), -HALF, x)
 
 
-def permuted(i: Value, seed: Value) -> Value:
-    """The number that 24-bit number i becomes."""
+def _permuted(i: Value, seed: Value, rounds: int) -> tuple[Value, Value]:
+    """The halves of the number that 24-bit number i becomes."""
     high = ar.floor(ar.mul(seed, 1 / HALF))
     keys = (ar.fma(high, -HALF, seed), high)
     left = ar.floor(ar.mul(i, 1 / HALF))
     right = ar.fma(left, -HALF, i)
-    for at, key in enumerate(ROUND_KEYS):
-        x = _modulo(ar.add(right, ar.add(keys[at % 2], float(key))))
+    for at, key in enumerate(ROUND_KEYS[:rounds]):
+        x = modulo(ar.add(right, ar.add(keys[at % 2], float(key))))
         middle = ar.floor(ar.mul(ar.mul(x, x), 1 / 64))
-        left, right = right, _modulo(ar.add(left, ar.add(middle, x)))
-    return ar.fma(left, HALF, right)
+        left, right = right, modulo(ar.add(left, ar.add(middle, x)))
+    return left, right
+
+
+def halves(shape: Shape, rounds: int = len(ROUND_KEYS)) -> tuple[Value, Value]:
+    """Two whole numbers out of 0 .. 4095 for each element, evenly distributed.
+
+    Up to 2^24 elements are one permutation. Of more, the last dimensions are, with a seed for each
+    element of the first ones that is drawn from the same.
+    """
+    first = 0
+    while v.numel(shape[first:]) > INT_MAX:
+        first += 1
+    rows, columns = v.numel(shape[:first]), v.numel(shape[first:])
+    if rows > INT_MAX or first == len(shape) > 0:
+        raise Unsupported(f"random numbers {shape}: at most {INT_MAX} along a dimension")
+    seed = _seed()
+    if first:
+        left, right = _permuted(counting(rows), seed, len(ROUND_KEYS))
+        seed = v.reshape(ar.fma(left, HALF, right), (*shape[:first], *[1] * (len(shape) - first)))
+    left, right = _permuted(v.reshape(counting(columns), shape[first:]), seed, rounds)
+    return v.expand(left, shape), v.expand(right, shape)
 
 
 def bits(shape: Shape) -> Value:
     """Whole numbers, evenly distributed over 0 .. 2^24 - 1."""
-    count = v.numel(shape)
-    if count > INT_MAX:
-        raise Unsupported(f"{count} random numbers at once (at most {INT_MAX})")
-    return v.reshape(permuted(counting(count), _seed()), shape)
+    left, right = halves(shape)
+    return ar.fma(left, HALF, right)
 
 
 def uniform(shape: Shape, dtype: torch.dtype) -> Value:
