@@ -1,10 +1,10 @@
 """Simulators that pip installs beside ours, on the same cases: `python benchmarks/peers.py`.
 
-Cases: a GEMM, SmolLM2-135M's prefill of 128 tokens and one token of its decode (peers/cases.py),
-on the chip `solo` or the configuration of a peer nearest to it. Each peer lives in a virtual
-environment of its own (pinned in peers/*.txt, made in benchmarks/.venvs by the first run); each run
-is one process on one core with one thread, bounded in time. Hugging Face's bf16 decode runs beside
-our host speed. benchmarks/README.md says how each figure is measured.
+Cases: a GEMM, SmolLM2-135M's prefill of 128 tokens and one token of its decode, and ResNet-50
+(peers/cases.py), on the chip `solo` or the configuration of a peer nearest to it. Each peer lives
+in a virtual environment of its own (pinned in peers/*.txt, made in benchmarks/.venvs by the first
+run); each run is one process on one core with one thread, bounded in time. Hugging Face's bf16
+decode runs beside our host speed. benchmarks/README.md says how each figure is measured.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import machine
-from peers.cases import CASES, PROMPT_TOKENS, TITLES, Product
+from peers.cases import CASES, PROMPT_TOKENS, TITLES, Convolution, Product
 from peers.environment import EnvironmentFailure, Outcome, python_of, run
 
 from tapeout.chip import Chip, load
@@ -26,6 +26,7 @@ HEAD_SLICES = 16  # SCALE-Sim gets the LM head as this many equal products, simu
 STEPS = 40  # of decode, of ours and of transformers alike: the median counts, machines are noisy
 
 Row = dict[str, Any]
+Layer = Product | Convolution
 
 
 def chip_numbers(chip: Chip) -> dict[str, Any]:
@@ -43,10 +44,12 @@ def chip_numbers(chip: Chip) -> dict[str, Any]:
     }
 
 
-def sliced(products: list[Product]) -> list[Product]:
+def sliced(products: list[Layer]) -> list[Layer]:
     """The LM head as slices: whole, it would take SCALE-Sim a quarter of an hour and gigabytes."""
     return [
-        Product(p.name, p.m, p.k, p.n // HEAD_SLICES, HEAD_SLICES) if p.name == "lm_head" else p
+        Product(p.name, p.m, p.k, p.n // HEAD_SLICES, HEAD_SLICES)
+        if isinstance(p, Product) and p.name == "lm_head"
+        else p
         for p in products
     ]
 
@@ -55,13 +58,13 @@ PEERS: dict[str, dict[str, Any]] = {
     "scalesim": {
         "title": "SCALE-Sim 3.0.0",
         "products": sliced,
-        "note": f"distinct products once, cycles times their count; head as {HEAD_SLICES} slices",
+        "note": f"distinct layers once, cycles times their count; a head as {HEAD_SLICES} slices",
         "rate_is": "simulated",
     },
     "zigzag": {
         "title": "ZigZag 3.9.1",
         "products": lambda products: products,
-        "note": "analytic optimum of each distinct product, times its count; nothing is simulated",
+        "note": "analytic optimum of each distinct layer, times its count; nothing is simulated",
         "rate_is": "estimated",
     },
 }
@@ -87,7 +90,7 @@ def peer_rows(peer: str, chip: Chip, cases: list[str], limit_s: float, logs: Pat
 
 
 def peer_row(
-    about: dict[str, Any], case: str, products: list[Product], outcome: Outcome, macs_per_cycle: int
+    about: dict[str, Any], case: str, products: list[Layer], outcome: Outcome, macs_per_cycle: int
 ) -> Row:
     """Sums what the peer found; without its last products there is no cycle count for the case."""
     done = outcome.lines
@@ -146,7 +149,7 @@ def our_rows(
             say(title, case)
             request = base | {
                 "case": case, "functional": functional,
-                "repeats": 3 if case == "prefill" else STEPS,
+                "repeats": 3 if case in ("prefill", "resnet50") else STEPS,
                 "products": [p.as_dict() for p in CASES[case]], "compile_only": False,
             }  # fmt: skip
             log = logs / f"tapeout-{case}-{'values' if functional else 'timing'}.log"

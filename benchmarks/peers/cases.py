@@ -1,4 +1,4 @@
-"""The cases every simulator is given, as matrix products.
+"""The cases every simulator is given, as matrix products and convolutions.
 
 A product is [m, k] @ [k, n]; `count` says how often it occurs in the case. Attention is counted
 over all positions (full, not causal), the query heads of a group stacked as rows against their one
@@ -30,6 +30,51 @@ class Product:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Convolution:
+    """`count` convolutions of a square image with square windows, one image at a time."""
+
+    name: str
+    size: int
+    channels: int
+    filters: int
+    window: int
+    stride: int = 1
+    count: int = 1
+
+    @property
+    def out(self) -> int:
+        """Pixels along a side of the result: the image is padded by half a window."""
+        return -(-self.size // self.stride)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of all `count`, those with padding included."""
+        return self.out**2 * self.channels * self.filters * self.window**2 * self.count
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"out": self.out}
+
+
+def resnet50() -> list[Product | Convolution]:
+    """ResNet-50 (He et al. 2015) with strides in the 3 x 3 convolutions, as PyTorch has it."""
+    layers: list[Product | Convolution] = [Convolution("stem", 224, 3, 64, 7, 2)]
+    size, channels = 56, 64
+    for stage, (width, blocks) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3)), 1):
+        stride = 1 if stage == 1 else 2
+        small, wide = size // stride, 4 * width
+        layers += [
+            Convolution(f"{stage} first in", size, channels, width, 1),
+            Convolution(f"{stage} first", size, width, width, 3, stride),
+            Convolution(f"{stage} shortcut", size, channels, wide, 1, stride),
+            Convolution(f"{stage} out", small, width, wide, 1, count=blocks),
+            Convolution(f"{stage} in", small, wide, width, 1, count=blocks - 1),
+            Convolution(f"{stage} middle", small, width, width, 3, count=blocks - 1),
+        ]
+        size, channels = small, wide
+    return [*layers, Product("classes", 1, channels, 1000)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Llama:
     """The sizes of a Llama that decide its products."""
@@ -42,7 +87,7 @@ class Llama:
     layers: int
     vocab: int
 
-    def products(self, rows: int, positions: int) -> list[Product]:
+    def products(self, rows: int, positions: int) -> list[Product | Convolution]:
         """`rows` new tokens of one sequence, attending to `positions` each; logits of all."""
         h, d, group = self.hidden, self.head_dim, self.heads // self.kv_heads
         kv = self.layers * self.kv_heads
@@ -71,14 +116,16 @@ SMOLLM2_135M = Llama(
     hidden=576, heads=9, kv_heads=3, head_dim=64, intermediate=1536, layers=30, vocab=49152
 )
 
-CASES: dict[str, list[Product]] = {
+CASES: dict[str, list[Product | Convolution]] = {
     "gemm": [Product("gemm", 512, 768, 3072)],
     "prefill": SMOLLM2_135M.products(PROMPT_TOKENS, PROMPT_TOKENS),
     "decode": SMOLLM2_135M.products(1, PROMPT_TOKENS),
+    "resnet50": resnet50(),
 }
 
 TITLES = {
     "gemm": "GEMM, M 512, K 768, N 3072, bf16",
     "prefill": f"SmolLM2-135M, prefill of {PROMPT_TOKENS} tokens, LM head on every token",
     "decode": f"SmolLM2-135M, one token of decode over {PROMPT_TOKENS} positions, batch 1",
+    "resnet50": "ResNet-50, one image of 224 x 224, bf16",
 }

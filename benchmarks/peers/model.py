@@ -29,7 +29,7 @@ def compiled(
     """
     start = time.perf_counter()
     options = [weights, batch, context, all_logits]
-    place = CACHE / f"{MODEL}-{weights}-b{batch}-{_key(chip, options)}"
+    place = CACHE / f"{MODEL}-{weights}-b{batch}-{key_of(chip, options)}"
     try:
         return Artifact.read(place), time.perf_counter() - start
     except ArtifactError:
@@ -48,7 +48,8 @@ def compiled(
     return artifact, time.perf_counter() - start
 
 
-def _key(chip: Chip, options: list[Any]) -> str:
+def key_of(chip: Chip, options: list[Any]) -> str:
+    """What names a compiled model: the chip, options and the compiler's sources."""
     found = hashlib.sha256(json.dumps([to_toml(chip), options]).encode())
     root = Path(tapeout.__file__).parent
     for package in _COMPILER:

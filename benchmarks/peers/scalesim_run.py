@@ -1,4 +1,4 @@
-"""SCALE-Sim 3 on the products of a request, one after the other; runs in its own environment.
+"""SCALE-Sim 3 on the layers of a request, one after the other; runs in its own environment.
 
 Configuration nearest to the chip: a weight-stationary array of its size; the scratchpad in three
 equal parts; memory at the chip's HBM rate in words (SCALE-Sim counts words, here bf16) on each of
@@ -55,12 +55,20 @@ def simulate(config: Path, product: dict, folder: Path) -> int:
     from scalesim.scale_sim import scalesim
 
     topology, layout = folder / "topology.csv", folder / "layout.csv"
-    topology.write_text(f"Layer,M,N,K,\np,{product['m']},{product['n']},{product['k']},\n")
+    is_product = "m" in product
+    if is_product:
+        text = f"Layer,M,N,K,\np,{product['m']},{product['n']},{product['k']},\n"
+    else:  # a padded image that gives as many pixels as the convolution
+        window, stride = product["window"], product["stride"]
+        padded = (product["out"] - 1) * stride + window
+        sizes = (padded, padded, window, window, product["channels"], product["filters"], stride)
+        text = f"Layer,H,W,R,S,C,M,Stride,\np,{','.join(map(str, sizes))},\n"
+    topology.write_text(text)
     layout.write_text("Layer,\np," + "1," * 19 + "\n")  # required, unused without custom layouts
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
         run = scalesim(
             save_disk_space=True, verbose=False, config=str(config), topology=str(topology),
-            layout=str(layout), input_type_gemm=True,
+            layout=str(layout), input_type_gemm=is_product,
         )  # fmt: skip
         run.run_scale(top_path=str(folder))
     return int(run.runner.single_layer_sim_object_list[0].get_compute_report_items()[0])

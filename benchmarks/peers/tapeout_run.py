@@ -1,7 +1,8 @@
 """Tapeout's simulator on one case: `functional` with values, or timing only.
 
-Request: `case` (gemm, prefill, decode), `functional`, `chip_name`, `weights`, `prompt` (tokens),
-`repeats`, `checks`, `compile_only`. The line it writes has cycles, seconds of the best run, MACs.
+Request: `case` (gemm, prefill, decode, resnet50), `functional`, `chip_name`, `weights`, `prompt`
+(tokens), `repeats`, `checks`, `compile_only`. The line it writes has cycles, seconds of the best
+run, MACs.
 """
 
 import json
@@ -11,10 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).parent.parent))
+
 import numpy as np
-from model import compiled, prompt_tokens
+from model import CACHE, compiled, key_of, prompt_tokens
 
 from tapeout.chip import Chip, load
+from tapeout.compiler.ahead import Model
 from tapeout.kernels.gemm import gemm, tile_columns
 from tapeout.lang import Builder
 from tapeout.numerics import formats
@@ -98,6 +102,43 @@ def run_model(chip: Chip, request: dict[str, Any]) -> dict[str, Any]:
     return figures(step.stats) | spans | {"prepare_s": prepare_s}
 
 
+def run_resnet(chip: Chip, request: dict[str, Any]) -> dict[str, Any]:
+    """ResNet-50 with random weights on an image; with values, its error against PyTorch."""
+    import torch
+
+    import tapeout
+    from models import resnet50  # benchmarks/models.py
+
+    torch.manual_seed(0)
+    torch.set_float32_matmul_precision("medium")
+    case = resnet50()
+    module = case.model.eval()
+    place = CACHE / f"resnet50-{key_of(chip, [])}.tapeout"
+    start = time.perf_counter()
+    if request["compile_only"] or not place.exists():
+        CACHE.mkdir(exist_ok=True)
+        (CACHE / ".gitignore").write_text("*\n")
+        tapeout.compile(module, case.inputs, chip=chip).save(place)
+    model = Model.load(place)
+    prepare_s = time.perf_counter() - start
+    if request["compile_only"]:
+        return {"prepare_s": prepare_s}
+    sim, executable = Sim(chip, checks=request["checks"]), model.executable
+    executable.bind(sim)
+    executable.upload(model.held)
+    inputs = [None if i in model.held else case.inputs[0] for i in range(len(executable.inputs))]
+    if not request["functional"]:
+        result, spans = best(lambda: executable.timing(sim), request["repeats"])
+        return figures(result) | spans | {"prepare_s": prepare_s}
+    (got,), spans = best(lambda: executable.run(sim, inputs), request["repeats"])
+    with torch.no_grad():
+        want = module(*case.inputs).float()
+    error = ((got.float() - want).abs().max() / want.abs().max()).item()
+    if error > 2**-5:  # 53 layers of bf16; PyTorch rounds to bf16 after each, too
+        raise AssertionError(f"the network is off by {error:.3g} of its largest result")
+    return figures(executable.last) | spans | {"prepare_s": prepare_s, "largest_error": error}
+
+
 def figures(result: Any) -> dict[str, Any]:
     return {
         "cycles": result.cycles, "macs": result.macs, "mac_capacity": result.mac_capacity,
@@ -108,7 +149,8 @@ def figures(result: Any) -> dict[str, Any]:
 def main() -> None:
     request = json.loads(Path(sys.argv[1]).read_text())
     chip = load(request["chip_name"])
-    line = (run_gemm if request["case"] == "gemm" else run_model)(chip, request)
+    how = {"gemm": run_gemm, "resnet50": run_resnet}.get(request["case"], run_model)
+    line = how(chip, request)
     Path(request["result"]).write_text(json.dumps(line) + "\n")
 
 

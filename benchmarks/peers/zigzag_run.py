@@ -1,4 +1,4 @@
-"""ZigZag on the products of a request, one after the other; runs in its own environment.
+"""ZigZag on the layers of a request, one after the other; runs in its own environment.
 
 Configuration nearest to the chip: a systolic array of its size that keeps K x N weights (two a
 cell, one in use and one on its way), fp32 sums beside it, a scratchpad that gives it one row of
@@ -78,25 +78,51 @@ def accelerator(chip: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def mapping(chip: dict[str, Any]) -> list[dict[str, Any]]:
-    """N of a product across the array, K down it (ZigZag's names are K and C)."""
+def mapping(chip: dict[str, Any], layer: dict[str, Any]) -> list[dict[str, Any]]:
+    """N of a product across the array, K down it (ZigZag's names are K and C); channels of a
+    convolution that do not fill the array come with several pixels of a window."""
+    down = [f"C, {chip['mxu_rows']}"]
+    if layer.get("channels", chip["mxu_rows"]) < chip["mxu_rows"]:
+        room = chip["mxu_rows"] // layer["channels"]
+        along = min(layer["window"], room)
+        down = [f"C, {layer['channels']}", f"FX, {along}"]
+        if room // along > 1:
+            down.append(f"FY, {min(layer['window'], room // along)}")
+        down = [d for d in down if not d.endswith(", 1")]
     return [
         {
             "name": "default",
-            "spatial_mapping": {"D1": [f"K, {chip['mxu_cols']}"], "D2": [f"C, {chip['mxu_rows']}"]},
+            "spatial_mapping": {"D1": [f"K, {chip['mxu_cols']}"], "D2": down},
             "memory_operand_links": {"O": "O", "W": "I2", "I": "I1"},
         }
     ]
 
 
-def workload(product: dict[str, Any]) -> list[dict[str, Any]]:
+def workload(layer: dict[str, Any]) -> list[dict[str, Any]]:
+    common = {
+        "id": 0, "name": "layer",
+        "operand_precision": {"W": 16, "I": 16, "O": 32, "O_final": 16},
+        "operand_source": {"W": 0, "I": 0},
+    }  # fmt: skip
+    if "m" in layer:
+        return [
+            common | {
+                "operator_type": "Gemm", "equation": "O[b][k]+=W[k][c]*I[b][c]",
+                "dimension_relations": [], "loop_dims": ["B", "C", "K"],
+                "loop_sizes": [layer["m"], layer["k"], layer["n"]],
+            }
+        ]  # fmt: skip
+    out, window, stride = layer["out"], layer["window"], layer["stride"]
+    size = (out - 1) * stride + window
+    before = (window - 1) // 2
     return [
-        {
-            "id": 0, "name": product["name"], "operator_type": "Gemm",
-            "equation": "O[b][k]+=W[k][c]*I[b][c]", "dimension_relations": [],
-            "loop_dims": ["B", "C", "K"], "loop_sizes": [product["m"], product["k"], product["n"]],
-            "operand_precision": {"W": 16, "I": 16, "O": 32, "O_final": 16},
-            "operand_source": {"W": 0, "I": 0},
+        common | {
+            "operator_type": "Conv", "equation": "O[b][k][oy][ox]+=W[k][c][fy][fx]*I[b][c][iy][ix]",
+            "dimension_relations": [f"ix={stride}*ox+1*fx", f"iy={stride}*oy+1*fy"],
+            "loop_dims": ["B", "K", "C", "OY", "OX", "FY", "FX"],
+            "loop_sizes": [1, layer["filters"], layer["channels"], out, out, window, window],
+            "pr_loop_dims": ["IX", "IY"], "pr_loop_sizes": [layer["size"]] * 2,
+            "padding": [[before, size - layer["size"] - before]] * 2,
         }
     ]  # fmt: skip
 
@@ -112,8 +138,8 @@ def main() -> None:
         folder = Path(scratch)
         files = {name: folder / f"{name}.yaml" for name in ("chip", "mapping", "workload")}
         files["chip"].write_text(yaml.safe_dump(accelerator(chip), sort_keys=False))
-        files["mapping"].write_text(yaml.safe_dump(mapping(chip)))
         for product in request["products"]:
+            files["mapping"].write_text(yaml.safe_dump(mapping(chip, product)))
             files["workload"].write_text(yaml.safe_dump(workload(product)))
             start, cpu = time.perf_counter(), time.process_time()
             _, latency_cycles, _ = get_hardware_performance_zigzag(

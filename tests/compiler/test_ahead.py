@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
-from tapeout.compiler.ahead import Model, compile  # noqa: E402
+from tapeout import Model, compile  # noqa: E402
 from tapeout.compiler.artifact import ArtifactError  # noqa: E402
 from tapeout.compiler.operators import Unsupported  # noqa: E402
 

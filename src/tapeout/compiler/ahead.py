@@ -1,9 +1,9 @@
 """Ahead of time: a module, or what `torch.export` made of one, as an executable that is kept.
 
-    model = compile(module, (x,), chip="lab16")
+    model = tapeout.compile(module, (x,), chip="lab16")
     model(x)
     model.save("model.tapeout")
-    Model.load("model.tapeout")(x)
+    tapeout.Model.load("model.tapeout")(x)
 
 A saved model is one zip file of JSON, TOML, instruction words and raw tensors; nothing is pickled.
 """
