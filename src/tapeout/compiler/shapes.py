@@ -15,6 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Interpreter
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from .trace import line_of
+
 log = logging.getLogger("tapeout")
 
 Run = Callable[[Sequence[Any]], list[Any]]
@@ -108,10 +110,21 @@ class OpenGraph:
         at = bisect.bisect_left(self.buckets, size)
         if at == len(self.buckets):
             raise NoBucket(
-                f"a size of {size} ({name}) is beyond the largest bucket, {self.buckets[-1]}: "
-                f"compile with a larger one in options['buckets'], or with none"
+                f"a size of {size}{self._place(name)} is beyond the largest bucket, "
+                f"{self.buckets[-1]}: compile with a larger one in options['buckets'], or with none"
             )
         return self.buckets[at]
+
+    def _place(self, name: str) -> str:
+        """Which dimension has an open size, and the line of the model that reads the tensor."""
+        for node, val in zip(
+            self.gm.graph.find_nodes(op="placeholder"), self.inputs, strict=True
+        ):  # fmt: skip
+            for d, n in enumerate(_sizes(val)):
+                lines = [line for user in node.users if (line := line_of(user))]
+                if isinstance(val, torch.Tensor) and str(n) == name and lines:
+                    return f", dimension {d} of the tensor that is read{lines[0]},"
+        return ""
 
     def _filled(self, a: Any, val: Any, sizes: dict[str, int]) -> Any:
         if not isinstance(a, torch.Tensor):

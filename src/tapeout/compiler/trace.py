@@ -76,7 +76,7 @@ def _lowered(gm: GraphModule) -> Lowered:
             else:
                 env[node] = _call(node, env)
         except Unsupported as problem:
-            problems.append(f"{problem}{_where(node)}")
+            problems.append(f"{problem}{line_of(node)}")
             env[node] = None
         except _Blocked:
             env[node] = None
@@ -195,8 +195,8 @@ def _agree(node: Node, meta: Any, result: Any) -> None:
         )
 
 
-def _where(node: Node) -> str:
-    """The user's line that a node comes from."""
+def line_of(node: Node) -> str:
+    """ " at " and the user's line that a node comes from; nothing if that is not known."""
     lines: Sequence[str] = (node.meta.get("stack_trace") or "").strip().splitlines()
     for at in range(len(lines) - 1, -1, -1):
         if lines[at].lstrip().startswith("File "):
