@@ -51,7 +51,7 @@ def test_buckets_round_sizes_up(caplog):
             torch.testing.assert_close(fast(x), model(x), rtol=1e-5, atol=1e-5)
         with pytest.raises(
             NoBucket,
-            match=r"17, dimension 0 of the tensor that is read at .*self.wide\(x\), is beyond .*, 16",
+            match=r"17, dimension 0 of the tensor that is read at .*self.wide\(x\), is .*, 16",
         ):
             fast(torch.randn(17, 12))
     said = [r.getMessage() for r in caplog.records if r.name == "tapeout"]
