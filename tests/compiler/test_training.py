@@ -78,6 +78,11 @@ def test_steps_follow_pytorch(model, name, clip):
     step.pull()
     for (n, a), b in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4, msg=n)
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        for slot, expected in theirs.state[q].items():
+            if expected is not None:
+                torch.testing.assert_close(mine.state[p][slot], expected, rtol=1e-4, atol=1e-4)
+        assert set(mine.state.get(p, {})) <= set(theirs.state.get(q, {}))
 
 
 def test_training_goes_on_where_pytorch_stopped(model):

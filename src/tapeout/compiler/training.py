@@ -282,7 +282,7 @@ class TrainingStep:
                 for j, slot in enumerate(slots):
                     at = count + i * len(slots) + j
                     self.optimizer.state[p][slot] = self.executable.read(at)
-                if slots != ("momentum_buffer",):
+                if "exp_avg" in slots:
                     self.optimizer.state[p]["step"] = torch.tensor(float(self.steps))
             for i, tensor in enumerate(self.fixed.values()):
                 if not isinstance(tensor, nn.Parameter):
