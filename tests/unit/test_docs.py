@@ -46,9 +46,10 @@ def test_there_is_something_to_run():
 @pytest.mark.parametrize(
     ("page", "text"), blocks("python"), ids=lambda v: v.name if isinstance(v, Path) else ""
 )
-def test_python_runs(page, text):
+def test_python_runs(page, text, tmp_path, monkeypatch):
     if "import torch" in text:
         pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
     exec(compile(text, str(page), "exec"), {"__name__": "docs"})
 
 
