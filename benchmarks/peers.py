@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import machine
-from peers.cases import CASES, PROMPT_TOKENS, TITLES, Convolution, Product
+from peers.cases import CASES, PROMPT_TOKENS, TITLES, Layer, Product
 from peers.environment import EnvironmentFailure, Outcome, python_of, run
 
 from tapeout.chip import Chip, load
@@ -26,7 +26,6 @@ HEAD_SLICES = 16  # SCALE-Sim gets the LM head as this many equal products, simu
 STEPS = 40  # of decode, of ours and of transformers alike: the median counts, machines are noisy
 
 Row = dict[str, Any]
-Layer = Product | Convolution
 
 
 def chip_numbers(chip: Chip) -> dict[str, Any]:

@@ -48,17 +48,25 @@ class Convolution:
         return -(-self.size // self.stride)
 
     @property
+    def padded(self) -> int:
+        """Pixels along a side of what the windows cover."""
+        return (self.out - 1) * self.stride + self.window
+
+    @property
     def macs(self) -> int:
         """Multiply-accumulates of all `count`, those with padding included."""
         return self.out**2 * self.channels * self.filters * self.window**2 * self.count
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"out": self.out}
+        return asdict(self) | {"out": self.out, "padded": self.padded}
 
 
-def resnet50() -> list[Product | Convolution]:
+Layer = Product | Convolution
+
+
+def resnet50() -> list[Layer]:
     """ResNet-50 (He et al. 2015) with strides in the 3 x 3 convolutions, as PyTorch has it."""
-    layers: list[Product | Convolution] = [Convolution("stem", 224, 3, 64, 7, 2)]
+    layers: list[Layer] = [Convolution("stem", 224, 3, 64, 7, 2)]
     size, channels = 56, 64
     for stage, (width, blocks) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3)), 1):
         stride = 1 if stage == 1 else 2
@@ -87,7 +95,7 @@ class Llama:
     layers: int
     vocab: int
 
-    def products(self, rows: int, positions: int) -> list[Product | Convolution]:
+    def products(self, rows: int, positions: int) -> list[Layer]:
         """`rows` new tokens of one sequence, attending to `positions` each; logits of all."""
         h, d, group = self.hidden, self.head_dim, self.heads // self.kv_heads
         kv = self.layers * self.kv_heads
@@ -116,7 +124,7 @@ SMOLLM2_135M = Llama(
     hidden=576, heads=9, kv_heads=3, head_dim=64, intermediate=1536, layers=30, vocab=49152
 )
 
-CASES: dict[str, list[Product | Convolution]] = {
+CASES: dict[str, list[Layer]] = {
     "gemm": [Product("gemm", 512, 768, 3072)],
     "prefill": SMOLLM2_135M.products(PROMPT_TOKENS, PROMPT_TOKENS),
     "decode": SMOLLM2_135M.products(1, PROMPT_TOKENS),

@@ -42,10 +42,15 @@ def compiled(
         loaded.module, chip, name=MODEL, packed=loaded.packed, weights=weights, batch=batch,
         context=context, all_logits=all_logits,
     )  # fmt: skip
-    CACHE.mkdir(exist_ok=True)
-    (CACHE / ".gitignore").write_text("*\n")
+    make_cache()
     artifact.save(place)
     return artifact, time.perf_counter() - start
+
+
+def make_cache() -> None:
+    """The folder of compiled models, which git ignores."""
+    CACHE.mkdir(exist_ok=True)
+    (CACHE / ".gitignore").write_text("*\n")
 
 
 def key_of(chip: Chip, options: list[Any]) -> str:

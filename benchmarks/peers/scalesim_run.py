@@ -59,8 +59,7 @@ def simulate(config: Path, product: dict, folder: Path) -> int:
     if is_product:
         text = f"Layer,M,N,K,\np,{product['m']},{product['n']},{product['k']},\n"
     else:  # a padded image that gives as many pixels as the convolution
-        window, stride = product["window"], product["stride"]
-        padded = (product["out"] - 1) * stride + window
+        padded, window, stride = product["padded"], product["window"], product["stride"]
         sizes = (padded, padded, window, window, product["channels"], product["filters"], stride)
         text = f"Layer,H,W,R,S,C,M,Stride,\np,{','.join(map(str, sizes))},\n"
     topology.write_text(text)

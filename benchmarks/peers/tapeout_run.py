@@ -15,7 +15,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).parent.parent))
 
 import numpy as np
-from model import CACHE, compiled, key_of, prompt_tokens
+from model import CACHE, compiled, key_of, make_cache, prompt_tokens
 
 from tapeout.chip import Chip, load
 from tapeout.compiler.ahead import Model
@@ -115,9 +115,8 @@ def run_resnet(chip: Chip, request: dict[str, Any]) -> dict[str, Any]:
     module = case.model.eval()
     place = CACHE / f"resnet50-{key_of(chip, [])}.tapeout"
     start = time.perf_counter()
-    if request["compile_only"] or not place.exists():
-        CACHE.mkdir(exist_ok=True)
-        (CACHE / ".gitignore").write_text("*\n")
+    if not place.exists():
+        make_cache()
         tapeout.compile(module, case.inputs, chip=chip).save(place)
     model = Model.load(place)
     prepare_s = time.perf_counter() - start

@@ -113,7 +113,6 @@ def workload(layer: dict[str, Any]) -> list[dict[str, Any]]:
             }
         ]  # fmt: skip
     out, window, stride = layer["out"], layer["window"], layer["stride"]
-    size = (out - 1) * stride + window
     before = (window - 1) // 2
     return [
         common | {
@@ -122,7 +121,7 @@ def workload(layer: dict[str, Any]) -> list[dict[str, Any]]:
             "loop_dims": ["B", "K", "C", "OY", "OX", "FY", "FX"],
             "loop_sizes": [1, layer["filters"], layer["channels"], out, out, window, window],
             "pr_loop_dims": ["IX", "IY"], "pr_loop_sizes": [layer["size"]] * 2,
-            "padding": [[before, size - layer["size"] - before]] * 2,
+            "padding": [[before, layer["padded"] - layer["size"] - before]] * 2,
         }
     ]  # fmt: skip
 
